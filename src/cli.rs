@@ -1,0 +1,79 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0   converged; with --dry-run: it could look
+  1   something failed, is blocked, or is still wrong after the second look
+  2   only with --dry-run --detailed-exitcode: there is something to do
+  64  usage
+  75  another run holds the lock
+  77  not permitted
+  78  the configuration is wrong";
+
+/// Keeps the network of a Linux worker node as it was declared: looks, mends what differs, looks again.
+#[derive(Debug, Parser)]
+#[command(name = "node-fixer", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do instead of a run.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Show what a run would do, change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// With --dry-run: exit 2 when there is something to do
+    #[arg(long, requires = "dry_run")]
+    pub detailed_exitcode: bool,
+
+    /// Where the lock and what is remembered between runs are kept
+    #[arg(long, value_name = "DIR", default_value = "/run/node-fixer")]
+    pub state_dir: PathBuf,
+
+    /// What every command takes.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// What every command takes.
+#[derive(Debug, clap::Args)]
+pub struct Common {
+    /// Configuration [default: /etc/node-fixer/config.yaml, or else the built-in one]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+
+    /// Form of the result on stdout
+    #[arg(long, value_enum, default_value_t, global = true)]
+    pub output: Output,
+
+    /// Log more: what is looked at
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    pub verbose: bool,
+
+    /// Log errors only
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+/// What to do instead of a run.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum Command {
+    /// Print the merged configuration, and where each value came from
+    CheckConfig,
+    /// Print the JSON Schema of the configuration
+    Schema,
+}
+
+/// Form of the result.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people; of a dry run, a shell script
+    #[default]
+    Text,
+    /// For programs
+    Json,
+}

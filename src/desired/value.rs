@@ -1,0 +1,373 @@
+//! Single values of the configuration: how each is written, and what is wrong with one that is not.
+
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::fmt;
+use std::net::IpAddr;
+
+use cidr::{IpCidr, IpInet};
+use regex::bytes::{Regex, RegexBuilder};
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::Version;
+use crate::net::{IfName, KERNEL_PRIORITIES, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
+
+/// A regular expression over names of interfaces, anchored as written. ASCII only: names are bytes.
+#[derive(Clone)]
+pub struct Pattern {
+    text: Cow<'static, str>,
+    compiled: OnceCell<Regex>,
+}
+
+impl Pattern {
+    /// A pattern of our own; a test compiles it, so that a run compiles it only when it is needed.
+    pub(crate) fn known_good(text: &'static str) -> Pattern {
+        Pattern { text: Cow::Borrowed(text), compiled: OnceCell::new() }
+    }
+
+    fn new(text: &str) -> Result<Pattern, String> {
+        let compiled = OnceCell::from(compile(text)?);
+        Ok(Pattern { text: Cow::Owned(text.to_owned()), compiled })
+    }
+
+    /// Whether it matches the name.
+    pub fn is_match(&self, name: &[u8]) -> bool {
+        match self.compiled.get() {
+            Some(regex) => regex.is_match(name),
+            None => match compile(&self.text) {
+                Ok(regex) => self.compiled.get_or_init(|| regex).is_match(name),
+                Err(_) => false, // cannot happen: what was not known good was compiled when it was read
+            },
+        }
+    }
+}
+
+fn compile(text: &str) -> Result<Regex, String> {
+    RegexBuilder::new(text).unicode(false).build().map_err(|error| {
+        let error = error.to_string();
+        let reason = error.lines().last().unwrap_or(&error);
+        format!("`{text}` is no regular expression: {}", reason.trim_start_matches("error: "))
+    })
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.text)
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Pattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text(deserializer, "a regular expression", Pattern::new)
+    }
+}
+
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Version {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match number(deserializer, "the number 1", |_| None)? {
+            1 => Ok(Version),
+            other => Err(de::Error::custom(format_args!("this node-fixer understands version 1, not {other}"))),
+        }
+    }
+}
+
+impl Serialize for Version {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(1)
+    }
+}
+
+/// Priority of a rule; not one of the kernel's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Priority(pub u32);
+
+impl<'de> Deserialize<'de> for Priority {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let priority = number(deserializer, "a priority: a number from 1 to 4294967295", |_| None)?;
+        if KERNEL_PRIORITIES.contains(&priority) {
+            return Err(de::Error::custom(format_args!(
+                "{priority} is the priority of one of the kernel's own rules (0, 32766, 32767), which are never touched"
+            )));
+        }
+        Ok(Priority(priority))
+    }
+}
+
+/// A routing table: a number, or `main`, `default` or `local`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct TableId(pub u32);
+
+impl<'de> Deserialize<'de> for TableId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let by_name = |name: &str| match name {
+            "main" => Some(TABLE_MAIN),
+            "default" => Some(TABLE_DEFAULT),
+            "local" => Some(TABLE_LOCAL),
+            _ => None,
+        };
+        match number(deserializer, "a table: a number from 1 to 4294967295, or main, default or local", by_name)? {
+            0 => Err(de::Error::custom("0 is no table: they are numbered from 1")),
+            table => Ok(TableId(table)),
+        }
+    }
+}
+
+/// Tables from one number to another, both included. Written as one number, or as `[from, to]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TableRange(u32, u32);
+
+impl TableRange {
+    /// Whether the table is one of them.
+    pub fn contains(self, table: u32) -> bool {
+        (self.0..=self.1).contains(&table)
+    }
+}
+
+impl<'de> Deserialize<'de> for TableRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Range;
+        impl<'de> Visitor<'de> for Range {
+            type Value = TableRange;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table number, or a range [from, to]")
+            }
+
+            fn visit_u64<E: de::Error>(self, table: u64) -> Result<TableRange, E> {
+                let table = u32::try_from(table).map_err(|_| E::custom("table numbers end at 4294967295"))?;
+                Ok(TableRange(table, table))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<TableRange, A::Error> {
+                let ends = (seq.next_element::<u32>()?, seq.next_element::<u32>()?, seq.next_element::<u32>()?);
+                match ends {
+                    (Some(from), Some(to), None) if from <= to => Ok(TableRange(from, to)),
+                    (Some(from), Some(to), None) => {
+                        Err(de::Error::custom(format_args!("the range [{from}, {to}] ends before it begins")))
+                    }
+                    _ => Err(de::Error::custom("a range has two ends: [from, to]")),
+                }
+            }
+        }
+        deserializer.deserialize_any(Range)
+    }
+}
+
+impl Serialize for TableRange {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0 == self.1 { self.0.serialize(serializer) } else { (self.0, self.1).serialize(serializer) }
+    }
+}
+
+/// Mark of a packet and the bits of it that count: `0x80`, `128` or `0x80/0xff`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fwmark {
+    /// Mark.
+    pub mark: u32,
+    /// Bits that count; all of them where none are given, as the kernel has it.
+    pub mask: u32,
+}
+
+impl<'de> Deserialize<'de> for Fwmark {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Mark;
+        impl Visitor<'_> for Mark {
+            type Value = Fwmark;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a mark: MARK or MARK/MASK, such as 0x80/0xff")
+            }
+
+            fn visit_u64<E: de::Error>(self, mark: u64) -> Result<Fwmark, E> {
+                let mark = u32::try_from(mark).map_err(|_| E::custom("a mark has 32 bits"))?;
+                Ok(Fwmark { mark, mask: u32::MAX })
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Fwmark, E> {
+                let bits = |text: &str| match text.strip_prefix("0x") {
+                    Some(hex) if !hex.starts_with('+') => u32::from_str_radix(hex, 16).ok(),
+                    _ if text.starts_with('+') => None,
+                    _ => text.parse().ok(),
+                };
+                let (mark, mask) = text.split_once('/').unwrap_or((text, "0xffffffff"));
+                match (bits(mark), bits(mask)) {
+                    (Some(mark), Some(0)) => {
+                        Err(E::custom(format_args!("the mask of {mark:#x}/0 leaves nothing of the mark to compare")))
+                    }
+                    (Some(mark), Some(mask)) => Ok(Fwmark { mark, mask }),
+                    _ => Err(E::custom(format_args!("`{text}` is no mark: MARK or MARK/MASK, such as 0x80/0xff"))),
+                }
+            }
+        }
+        deserializer.deserialize_any(Mark)
+    }
+}
+
+impl Serialize for Fwmark {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:#x}/{:#x}", self.mark, self.mask))
+    }
+}
+
+/// An optional prefix such as `10.0.0.0/8`; a single address is the prefix of one host.
+pub(super) mod prefix {
+    use super::{Cow, Deserializer, IpCidr, IpInet, Serializer, text};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpCidr>, D::Error> {
+        text(deserializer, "a prefix such as 10.0.0.0/8", parse).map(Some)
+    }
+
+    pub fn serialize<S: Serializer>(prefix: &Option<IpCidr>, serializer: S) -> Result<S::Ok, S::Error> {
+        let shown = prefix.map_or(Cow::Borrowed("default"), |prefix| Cow::Owned(format!("{prefix:#}")));
+        serializer.serialize_str(&shown)
+    }
+
+    pub fn parse(text: &str) -> Result<IpCidr, String> {
+        text.parse().map_err(|error| match text.parse::<IpInet>() {
+            Ok(inet) => format!("`{text}` has bits set behind its prefix; did you mean {:#}?", inet.network()),
+            Err(_) => format!("`{text}` is no prefix: {error}"),
+        })
+    }
+}
+
+/// A prefix, or `default`, whose family something else tells.
+pub(super) mod destination {
+    pub use super::prefix::serialize;
+    use super::{Deserializer, IpCidr, prefix, text};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpCidr>, D::Error> {
+        text(deserializer, "a prefix such as 10.0.0.0/8, or default", |text| match text {
+            "default" => Ok(None),
+            _ => prefix::parse(text).map(Some),
+        })
+    }
+}
+
+/// An optional address.
+pub(super) mod address {
+    use super::{Deserializer, IpAddr, Serialize, Serializer, text};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+        text(deserializer, "an address such as 10.0.0.1", |text| {
+            text.parse().map(Some).map_err(|_| format!("`{text}` is no address: one such as 10.0.0.1 or fe80::1"))
+        })
+    }
+
+    pub fn serialize<S: Serializer>(address: &Option<IpAddr>, serializer: S) -> Result<S::Ok, S::Error> {
+        address.serialize(serializer)
+    }
+}
+
+/// An optional name of an interface.
+pub(super) mod if_name {
+    use super::{Deserializer, IfName, Serializer, text};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IfName>, D::Error> {
+        text(deserializer, "the name of an interface", |text| {
+            let rule = "1 to 15 bytes, without `/`, `:` and white space, and not `.` or `..`";
+            IfName::new(text.as_bytes()).map(Some).ok_or_else(|| format!("`{text}` is no name of an interface: {rule}"))
+        })
+    }
+
+    pub fn serialize<S: Serializer>(name: &Option<IfName>, serializer: S) -> Result<S::Ok, S::Error> {
+        // What was read from YAML is UTF-8.
+        let name = name.as_ref().map_or(Default::default(), |name| String::from_utf8_lossy(name.as_bytes()));
+        serializer.serialize_str(&name)
+    }
+}
+
+/// Reads text and makes a value of it.
+fn text<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    what: &'static str,
+    parse: fn(&str) -> Result<T, String>,
+) -> Result<T, D::Error> {
+    struct Text<T>(&'static str, fn(&str) -> Result<T, String>);
+    impl<T> Visitor<'_> for Text<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+            (self.1)(text).map_err(E::custom)
+        }
+    }
+    deserializer.deserialize_any(Text(what, parse))
+}
+
+/// Reads a number of 32 bits, or a name that stands for one.
+fn number<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    what: &'static str,
+    by_name: fn(&str) -> Option<u32>,
+) -> Result<u32, D::Error> {
+    struct Number(&'static str, fn(&str) -> Option<u32>);
+    impl Visitor<'_> for Number {
+        type Value = u32;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+
+        fn visit_u64<E: de::Error>(self, number: u64) -> Result<u32, E> {
+            u32::try_from(number).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(number), &self))
+        }
+
+        fn visit_str<E: de::Error>(self, name: &str) -> Result<u32, E> {
+            (self.1)(name).ok_or_else(|| E::invalid_value(de::Unexpected::Str(name), &self))
+        }
+    }
+    deserializer.deserialize_any(Number(what, by_name))
+}
+
+/// JSON Schema of the values that are written otherwise than they are stored.
+#[cfg(test)]
+mod schema {
+    use super::{Fwmark, Pattern, Priority, TableId, TableRange, Version};
+    use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+    macro_rules! schema {
+        ($($type:ident: $schema:tt)*) => { $(
+            impl JsonSchema for $type {
+                fn schema_name() -> std::borrow::Cow<'static, str> { stringify!($type).into() }
+                fn inline_schema() -> bool { true }
+                fn json_schema(_: &mut SchemaGenerator) -> Schema { json_schema!($schema) }
+            }
+        )* };
+    }
+    schema! {
+        Version: { "const": 1 }
+        Pattern: { "type": "string", "format": "regex" }
+        Priority: { "type": "integer", "minimum": 1, "maximum": 4294967295_u32, "not": { "enum": [32766, 32767] } }
+        TableId: { "anyOf": [{ "type": "integer", "minimum": 1, "maximum": 4294967295_u32 }, { "enum": ["main", "default", "local"] }] }
+        TableRange: { "anyOf": [
+            { "type": "integer", "minimum": 0, "maximum": 4294967295_u32 },
+            { "type": "array", "items": { "type": "integer", "minimum": 0, "maximum": 4294967295_u32 }, "minItems": 2, "maxItems": 2 }
+        ] }
+        Fwmark: { "anyOf": [
+            { "type": "integer", "minimum": 0, "maximum": 4294967295_u32 },
+            { "type": "string", "pattern": "^(0x[0-9a-fA-F]+|[0-9]+)(/(0x[0-9a-fA-F]+|[0-9]+))?$" }
+        ] }
+    }
+}

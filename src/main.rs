@@ -1,0 +1,26 @@
+//! The program: arguments, log, command, exit code. It decides nothing.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use node_fixer::cli::Cli;
+use node_fixer::{command, log};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // Help and version are asked for, and go to stdout; printing can only fail where nobody reads.
+            let _ = usage.print();
+            return ExitCode::from(if usage.use_stderr() { command::EXIT_USAGE } else { 0 });
+        }
+    };
+    log::init(&cli);
+    match command::run(&cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            tracing::error!("{}", node_fixer::net::one_line(&format!("{error:#}")));
+            ExitCode::from(command::exit_code_of(&error))
+        }
+    }
+}

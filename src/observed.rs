@@ -1,0 +1,247 @@
+//! What has been seen of the live node: plain data, without a type of the netlink crates in it.
+//!
+//! Plans are made from this alone. Nothing is looked at before a plan asks for it: asking for what nobody has
+//! looked at yet answers with a [`Gap`] that names it, the engine looks, and plans again. So the cost of a run
+//! follows what the node's policy needs, a failed look fails exactly those plans that need it, and "not
+//! looked at" can never pass for "nothing there".
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use cidr::{IpCidr, IpInet};
+
+use crate::net::{Dev, Family, IfName, Route, Rule, Scope};
+
+/// Something on the node that can be looked at.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Want {
+    /// The policy rules of all families.
+    Rules,
+    /// Routes.
+    Routes(RouteSet),
+    /// The rp_filter of every interface.
+    RpFilters,
+    /// The interface with this index.
+    Link(u32),
+    /// The interface with this name.
+    LinkNamed(IfName),
+    /// The addresses of all interfaces.
+    Addresses,
+}
+
+/// A set of routes that the kernel can select.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RouteSet {
+    /// All of one table.
+    Table(Family, u32),
+    /// All that carry this protocol number, in any table.
+    Protocol(Family, u8),
+}
+
+/// Why a plan cannot be made yet, or at all.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Gap {
+    /// These have not been looked at.
+    Unseen(Vec<Want>),
+    /// The look failed: what was wanted and what the kernel said.
+    Failed(Arc<str>),
+}
+
+/// The answer to one look.
+pub type Look<T> = Result<T, Arc<str>>;
+
+/// Everything that has been seen so far in one look at the node.
+#[derive(Debug, Default, PartialEq)]
+pub struct Observed {
+    /// Answer to [`Want::Rules`], in the kernel's order.
+    pub rules: Option<Look<Vec<SeenRule>>>,
+    /// Answers to [`Want::Routes`].
+    pub routes: BTreeMap<RouteSet, Look<Vec<SeenRoute>>>,
+    /// Answer to [`Want::RpFilters`].
+    pub rp_filters: Option<Look<RpFilters>>,
+    /// Answers to [`Want::Link`]; `None`: there is no such interface.
+    pub links: BTreeMap<u32, Look<Option<Link>>>,
+    /// Answers to [`Want::LinkNamed`].
+    pub links_named: BTreeMap<IfName, Look<Option<Link>>>,
+    /// Answer to [`Want::Addresses`].
+    pub addresses: Option<Look<Vec<Address>>>,
+}
+
+impl Observed {
+    /// All policy rules.
+    pub fn rules(&self) -> Result<&[SeenRule], Gap> {
+        one(&self.rules, Want::Rules).map(Vec::as_slice)
+    }
+
+    /// The sets of routes, in the order asked for.
+    pub fn routes(&self, sets: impl IntoIterator<Item = RouteSet>) -> Result<Vec<&[SeenRoute]>, Gap> {
+        let seen = all(sets, &self.routes, Want::Routes)?;
+        Ok(seen.into_iter().map(Vec::as_slice).collect())
+    }
+
+    /// The rp_filter of every interface.
+    pub fn rp_filters(&self) -> Result<&RpFilters, Gap> {
+        one(&self.rp_filters, Want::RpFilters)
+    }
+
+    /// The links with these indexes, in the order asked for; `None` for one that is gone.
+    pub fn links(&self, indexes: impl IntoIterator<Item = u32>) -> Result<Vec<Option<&Link>>, Gap> {
+        Ok(all(indexes, &self.links, Want::Link)?.into_iter().map(Option::as_ref).collect())
+    }
+
+    /// The links with these names, in the order asked for; `None` for one that does not exist.
+    pub fn links_named(&self, names: impl IntoIterator<Item = IfName>) -> Result<Vec<Option<&Link>>, Gap> {
+        Ok(all(names, &self.links_named, Want::LinkNamed)?.into_iter().map(Option::as_ref).collect())
+    }
+
+    /// The addresses of all interfaces.
+    pub fn addresses(&self) -> Result<&[Address], Gap> {
+        one(&self.addresses, Want::Addresses).map(Vec::as_slice)
+    }
+}
+
+fn one<T>(seen: &Option<Look<T>>, want: Want) -> Result<&T, Gap> {
+    match seen {
+        Some(Ok(answer)) => Ok(answer),
+        Some(Err(why)) => Err(Gap::Failed(why.clone())),
+        None => Err(Gap::Unseen(vec![want])),
+    }
+}
+
+/// Asks for many at once, so that they can be looked at in one go.
+fn all<K: Ord, T>(
+    keys: impl IntoIterator<Item = K>,
+    seen: &BTreeMap<K, Look<T>>,
+    want: fn(K) -> Want,
+) -> Result<Vec<&T>, Gap> {
+    let (mut answers, mut unseen) = (Vec::new(), Vec::new());
+    for key in keys {
+        match seen.get(&key) {
+            Some(Ok(answer)) => answers.push(answer),
+            Some(Err(why)) => return Err(Gap::Failed(why.clone())),
+            None => unseen.push(want(key)),
+        }
+    }
+    if unseen.is_empty() { Ok(answers) } else { Err(Gap::Unseen(unseen)) }
+}
+
+/// A live policy rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SeenRule {
+    /// Action lookup, and every selector of it is one that node-fixer has a word for.
+    Lookup(Rule),
+    /// Anything else: another action, or a selector such as `not`, tos, uidrange, ports, suppress_*, l3mdev, or
+    /// one that a newer kernel has invented. It is nobody's but its owner's.
+    Other,
+}
+
+impl SeenRule {
+    /// The rule, where it is one that can be reasoned about.
+    pub fn lookup(&self) -> Option<&Rule> {
+        match self {
+            SeenRule::Lookup(rule) => Some(rule),
+            SeenRule::Other => None,
+        }
+    }
+}
+
+/// A live route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenRoute {
+    /// Table number.
+    pub table: u32,
+    /// Destination.
+    pub to: IpCidr,
+    /// What happens to a packet that takes it.
+    pub target: Target,
+    /// Scope; `None` for site and nowhere.
+    pub scope: Option<Scope>,
+    /// Metric as the kernel stores it.
+    pub metric: u32,
+    /// Type of service that it is limited to.
+    pub tos: u8,
+    /// Whether it is limited to some sources (IPv6 `from`).
+    pub source_specific: bool,
+    /// `onlink` flag of the next hop.
+    pub onlink: bool,
+    /// `rtm_protocol`: who installed it.
+    pub protocol: u8,
+}
+
+impl SeenRoute {
+    /// The interface of a unicast route with one next hop.
+    pub fn oif(&self) -> Option<u32> {
+        match self.target {
+            Target::Hop { oif, .. } => oif,
+            Target::Other => None,
+        }
+    }
+
+    /// The gateway of a unicast route with one next hop.
+    pub fn via(&self) -> Option<IpAddr> {
+        match self.target {
+            Target::Hop { via, .. } => via,
+            Target::Other => None,
+        }
+    }
+
+    /// As a route that can be deleted or shown; `None` where it is of another kind.
+    pub fn to_route(&self, dev: Option<Dev>) -> Option<Route> {
+        matches!(self.target, Target::Hop { .. }).then(|| Route {
+            table: self.table,
+            to: self.to,
+            via: self.via(),
+            dev,
+            scope: self.scope.unwrap_or(Scope::Global),
+            metric: (self.metric != 0).then_some(self.metric),
+            onlink: self.onlink,
+            protocol: self.protocol,
+        })
+    }
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Unicast, one next hop.
+    Hop {
+        /// Gateway.
+        via: Option<IpAddr>,
+        /// Index of the interface.
+        oif: Option<u32>,
+    },
+    /// Several next hops, a next-hop object, an encapsulation, or no unicast route at all (local, blackhole …).
+    Other,
+}
+
+/// The rp_filter of every interface that has one. IPv6 has none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RpFilters {
+    /// `conf/all`, which wins where it is greater.
+    pub all: i32,
+    /// `conf/default`, which new interfaces copy.
+    pub default: i32,
+    /// By index of the interface.
+    pub links: Vec<(u32, i32)>,
+}
+
+/// An interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Index and name.
+    pub dev: Dev,
+    /// Set up by its administrator (`IFF_UP`); says nothing about a carrier.
+    pub up: bool,
+    /// Enslaved to a VRF, whose table is the VRF's.
+    pub vrf_slave: bool,
+}
+
+/// An address of an interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// Index of the interface.
+    pub index: u32,
+    /// Address and the prefix that is on the link.
+    pub inet: IpInet,
+}

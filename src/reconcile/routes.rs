@@ -1,0 +1,184 @@
+//! `routes`: what is declared is made so, and what carries our mark and is no longer declared goes. A route of
+//! ours in the place of a declared one is replaced; one of others is left alone, and the wish is blocked.
+
+use crate::change::{Blocked, Change, Plan, Step};
+use crate::desired::{self, Desired};
+use crate::net::{Dev, Family, PROTO_DECLARED, Route, family_of};
+use crate::observed::{Gap, Observed, RouteSet, SeenRoute};
+
+pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
+    let mut plan = Plan::default();
+    let names = desired.routes.iter().filter_map(|wish| wish.dev().cloned());
+    let mut links = observed.links_named(names)?.into_iter();
+    let tables = desired.routes.iter().map(|wish| {
+        let route = wish.to_route(None);
+        RouteSet::Table(route.family(), route.table)
+    });
+    let tables = observed.routes(tables)?;
+    let ours = [Family::V4, Family::V6].map(|family| RouteSet::Protocol(family, PROTO_DECLARED));
+    let ours: Vec<&SeenRoute> = observed.routes(ours)?.into_iter().flatten().collect();
+
+    for (wish, live) in desired.routes.iter().zip(tables) {
+        let dev = match wish.dev().map(|name| (name, links.next().flatten())) {
+            None => None,
+            Some((_, Some(link))) => Some(link.dev.clone()),
+            Some((name, None)) => {
+                plan.blocked.push(Blocked {
+                    want: wish.to_route(None).command("add"),
+                    because: format!("there is no interface {name}; it goes in when the interface appears"),
+                });
+                continue;
+            }
+        };
+        wish_for(wish.to_route(dev), live, &mut plan);
+    }
+    let undeclared: Vec<_> = ours.into_iter().filter(|route| !is_declared(desired, route)).collect();
+    let links = observed.links(undeclared.iter().filter_map(|route| route.oif()))?;
+    let dev = |index| links.iter().flatten().find(|link| link.dev.index == index).map(|link| link.dev.clone());
+    for route in undeclared {
+        if let Some(route) = route.to_route(route.oif().and_then(dev)) {
+            let reason = "node-fixer added it, and it is no longer declared".into();
+            plan.steps.push(Step { change: Change::DeleteRoute(route), reason });
+        }
+    }
+    Ok(plan)
+}
+
+/// Whether a default route of this table is declared.
+pub fn declares_default(desired: &Desired, family: Family, table: u32) -> bool {
+    let declared = desired.routes.iter().map(|wish| wish.to_route(None));
+    declared
+        .filter(|route| route.table == table && route.family() == family)
+        .any(|route| route.to.network_length() == 0)
+}
+
+fn wish_for(wanted: Route, live: &[SeenRoute], plan: &mut Plan) {
+    let rivals: Vec<_> = live.iter().filter(|route| has_key_of(route, &wanted)).collect();
+    if rivals.iter().any(|route| does_what(route, &wanted)) {
+        return;
+    }
+    match rivals.iter().find(|route| route.protocol != PROTO_DECLARED) {
+        None if rivals.is_empty() => {
+            let reason = "declared, and not there".into();
+            plan.steps.push(Step { change: Change::AddRoute(wanted), reason });
+        }
+        None => {
+            let reason = "declared, and there by another way".into();
+            plan.steps.push(Step { change: Change::ReplaceRoute(wanted), reason });
+        }
+        Some(rival) => plan.blocked.push(Blocked {
+            want: wanted.command("add"),
+            because: format!(
+                "a route of another owner (protocol {}) with this destination and metric is in table {}; \
+                 delete that one, or declare another metric",
+                rival.protocol, rival.table
+            ),
+        }),
+    }
+}
+
+/// What the kernel tells routes apart by.
+fn has_key_of(live: &SeenRoute, wanted: &Route) -> bool {
+    (live.table, live.to, live.metric) == (wanted.table, wanted.to, wanted.stored_metric())
+        && live.tos == 0
+        && !live.source_specific
+}
+
+/// What is not declared is as the kernel made it.
+fn does_what(live: &SeenRoute, wanted: &Route) -> bool {
+    let dev = wanted.dev.as_ref().map(|dev: &Dev| dev.index);
+    live.to_route(None).is_some()
+        && live.via() == wanted.via
+        && (dev.is_none() || live.oif() == dev)
+        && live.onlink == wanted.onlink
+        && (family_of(&live.to) == Family::V6 || live.scope == Some(wanted.scope))
+}
+
+fn is_declared(desired: &Desired, live: &SeenRoute) -> bool {
+    desired.routes.iter().map(|wish: &desired::Route| wish.to_route(None)).any(|wanted| has_key_of(live, &wanted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconcile::testing::{desired, link, observed, route};
+
+    /// The commands and the number of blocked wishes for a node with eth1 (index 3) and these routes in table 7.
+    fn outcome(yaml: &str, live: Vec<SeenRoute>) -> (Vec<String>, usize) {
+        let desired = desired(yaml);
+        let seen = observed(|seen| {
+            for (name, index) in [("eth1", Some(3)), ("eth9", None)] {
+                let link = index.map(|index| link(index, name));
+                seen.links_named.insert(link_name(name), Ok(link.clone()));
+                seen.links.extend(index.map(|index| (index, Ok(link))));
+            }
+            for family in [Family::V4, Family::V6] {
+                let of_family = |route: &&SeenRoute| family_of(&route.to) == family;
+                let mine = |route: &&SeenRoute| route.protocol == PROTO_DECLARED;
+                let all: Vec<_> = live.iter().filter(of_family).cloned().collect();
+                let ours = all.iter().filter(mine).cloned().collect();
+                seen.routes.insert(RouteSet::Table(family, 7), Ok(all));
+                seen.routes.insert(RouteSet::Protocol(family, PROTO_DECLARED), Ok(ours));
+            }
+        });
+        let plan = plan(&desired, &seen).unwrap();
+        (plan.steps.iter().map(|step| step.change.to_string()).collect(), plan.blocked.len())
+    }
+
+    fn link_name(name: &str) -> crate::net::IfName {
+        crate::net::IfName::new(name.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn declared_routes_are_made_so() {
+        let declared = "routes: [{to: default, via: 10.0.1.1, dev: eth1, table: 7}]";
+        let tail = |via: &str| format!("default via {via} dev eth1 table 7 proto 171 scope global");
+        let mine = |text: &str| SeenRoute { protocol: PROTO_DECLARED, ..route(text) };
+        let live = "default via 10.0.1.1 dev 3 table 7";
+        let other = "default via 10.0.1.2 dev 3 table 7";
+        for (case, yaml, live, commands, blocked) in [
+            ("missing", declared, vec![], vec![format!("ip route add {}", tail("10.0.1.1"))], 0),
+            ("there", declared, vec![mine(live)], vec![], 0),
+            ("there, of another owner", declared, vec![route(live)], vec![], 0),
+            (
+                "ours, by another gateway",
+                declared,
+                vec![mine(other)],
+                vec![format!("ip route replace {}", tail("10.0.1.1"))],
+                0,
+            ),
+            ("others, by another gateway", declared, vec![route(other)], vec![], 1),
+            (
+                "of another metric",
+                declared,
+                vec![SeenRoute { metric: 9, ..route(other) }],
+                vec![format!("ip route add {}", tail("10.0.1.1"))],
+                0,
+            ),
+            ("no such interface", "routes: [{to: 10.9.0.0/16, dev: eth9, table: 7}]", vec![], vec![], 1),
+            (
+                "no longer declared",
+                "{}",
+                vec![mine(live), route(other)],
+                vec![format!("ip route del {}", tail("10.0.1.1"))],
+                0,
+            ),
+            (
+                "IPv6 has metric 1024",
+                "routes: [{to: 'fd00::/8', dev: eth1, table: 7}]",
+                vec![SeenRoute { metric: 1024, ..route("fd00::/8 dev 3 table 7") }],
+                vec![],
+                0,
+            ),
+            (
+                "IPv6 link",
+                "routes: [{to: 'fd00::/8', dev: eth1, table: 7}]",
+                vec![],
+                vec!["ip -6 route add fd00::/8 dev eth1 table 7 proto 171".to_owned()],
+                0,
+            ),
+        ] {
+            assert_eq!(outcome(yaml, live), (commands, blocked), "{case}");
+        }
+    }
+}

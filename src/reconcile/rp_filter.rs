@@ -1,0 +1,117 @@
+//! `rp_filter`: every interface whose name matches and whose live value is to be replaced gets the value wanted.
+//! conf/all is never written: where it is greater it wins, and the wish is blocked.
+
+use crate::change::{Blocked, Change, Plan, Step};
+use crate::desired::{Desired, RpFilter};
+use crate::net::SysctlKey;
+use crate::observed::{Gap, Observed};
+
+/// Name of the pseudo-interface whose values new interfaces copy.
+const DEFAULT: &str = "default";
+
+pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
+    let wish = &desired.rp_filter;
+    let live = observed.rp_filters()?;
+    let offends = |value: i32| value != wish.value.number() && wish.replace.iter().any(|bad| bad.number() == value);
+    let mut plan = Plan::default();
+    if offends(live.default) && wish.interfaces.is_match(DEFAULT.as_bytes()) {
+        plan.steps.push(set(wish, DEFAULT, live.default, SysctlKey::rp_filter_default()));
+    }
+    // Only offenders need a name.
+    let offenders: Vec<_> = live.links.iter().copied().filter(|(_, value)| offends(*value)).collect();
+    let links = observed.links(offenders.iter().map(|(index, _)| *index))?;
+    for (link, (_, value)) in links.into_iter().zip(&offenders) {
+        let Some(link) = link else { continue }; // it has vanished since
+        let name = &link.dev.name;
+        if wish.interfaces.is_match(name.as_bytes()) {
+            plan.steps.push(set(wish, &name.to_string(), *value, SysctlKey::rp_filter(name)));
+        }
+    }
+    if live.all > wish.value.number() {
+        plan.blocked.push(Blocked {
+            want: format!("rp_filter {} ({}) in effect", wish.value.number(), wish.value),
+            because: format!(
+                "net.ipv4.conf.all.rp_filter is {}, and the kernel takes the greater of it and the interface's own; \
+                 node-fixer never writes it. Set it to 0 in /etc/sysctl.d, or wish for {}",
+                live.all, live.all
+            ),
+        });
+    }
+    Ok(plan)
+}
+
+fn set(wish: &RpFilter, name: &str, live: i32, key: SysctlKey) -> Step {
+    let value = wish.value.number().to_string();
+    let reason = format!("rp_filter of {name} is {live}, wanted is {value} ({})", wish.value);
+    Step { change: Change::SetSysctl { key, value }, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::desired::{Pattern, RpValue};
+    use crate::observed::{RpFilters, Want};
+    use crate::reconcile::testing::{link, observed};
+
+    /// Interfaces by name and live value; the third is `default`, the fourth `all`.
+    fn keys(wish: RpFilter, links: &[(&str, i32)], default: i32, all: i32) -> (Vec<String>, usize) {
+        let seen = observed(|seen| {
+            let named = (2..).zip(links);
+            seen.links.extend(named.clone().map(|(index, (name, _))| (index, Ok(Some(link(index, name))))));
+            let links = named.map(|(index, (_, value))| (index, *value)).collect();
+            seen.rp_filters = Some(Ok(RpFilters { all, default, links }));
+        });
+        let plan = plan(&Desired { rp_filter: wish, ..Desired::default() }, &seen).unwrap();
+        (plan.steps.iter().map(|step| step.change.to_string()).collect(), plan.blocked.len())
+    }
+
+    #[test]
+    fn offenders_that_match_are_set_and_nothing_else() {
+        let wish = RpFilter::default;
+        let all = |text| RpFilter { interfaces: Pattern::known_good(text), ..wish() };
+        let node = [("eth0", 1), ("eth1", 2), ("lo", 0), ("eni0123456789a", 1), ("docker0", 1), ("eth0.100", 1)];
+        let strict = |value| RpFilter { value: RpValue::Strict, ..value };
+        for (case, wish, links, default, conf_all, expected, blocked) in [
+            ("healthy", wish(), &[("lo", 0), ("eth0", 2)][..], 2, 0, &[][..], 0),
+            (
+                "mixed node",
+                wish(),
+                &node,
+                1,
+                1,
+                &["default.rp_filter=2", "eth0.rp_filter=2", "eni0123456789a.rp_filter=2"],
+                0,
+            ),
+            ("dotted name", all("^eth0[.]100$"), &node, 1, 0, &["net/ipv4/conf/eth0.100/rp_filter=2"], 0),
+            ("not anchored", all("eth0"), &node, 1, 0, &["eth0.rp_filter=2", "eth0.100/rp_filter=2"], 0),
+            ("0 is kept", RpFilter { replace: vec![RpValue::Strict], ..wish() }, &[("eth0", 0)], 0, 0, &[], 0),
+            ("unknown values are kept", wish(), &[("eth0", 7), ("eth1", -1)], 2, 0, &[], 0),
+            ("all is in the pattern", all("."), &[], 2, 1, &[], 0),
+            ("all wins", strict(wish()), &[("eth0", 0)], 1, 2, &["eth0.rp_filter=1"], 1),
+        ] {
+            let (keys, wishes) = keys(wish, links, default, conf_all);
+            assert_eq!(keys.len(), expected.len(), "{case}: {keys:?}");
+            for (key, end) in keys.iter().zip(expected) {
+                assert!(key.ends_with(end), "{case}: {key} is not {end}");
+            }
+            assert_eq!(wishes, blocked, "{case}");
+        }
+    }
+
+    #[test]
+    fn only_offenders_are_looked_at_by_name() {
+        let links = vec![(1, 0), (2, 2), (3, 1), (4, 2)];
+        let seen = observed(|seen| seen.rp_filters = Some(Ok(RpFilters { all: 0, default: 2, links })));
+        let asked = plan(&Desired::default(), &seen);
+        assert_eq!(asked, Err(Gap::Unseen(vec![Want::Link(1), Want::Link(3)])));
+    }
+
+    #[test]
+    fn an_interface_that_vanished_is_no_error() {
+        let seen = observed(|seen| {
+            seen.rp_filters = Some(Ok(RpFilters { all: 0, default: 2, links: vec![(9, 1)] }));
+            seen.links.insert(9, Ok(None));
+        });
+        assert_eq!(plan(&Desired::default(), &seen), Ok(Plan::default()));
+    }
+}

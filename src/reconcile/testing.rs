@@ -1,0 +1,206 @@
+//! Node states for the tables of tests: written as text, answered as the kernel would answer, changed as the
+//! kernel would change them.
+//!
+//! ```text
+//! link 3 eth1 10.0.1.10/24 rp=1          (also: down, vrf)
+//! rule 1536 from 10.0.1.100 table 2      (also: to, fwmark, iif, proto; `rule 10 other` is one of others)
+//! route 10.0.1.1 dev 3 scope link table 2 (also: via, metric, proto; `special` for blackhole, multipath …)
+//! ```
+
+use std::net::IpAddr;
+
+use cidr::{IpCidr, IpInet};
+
+use crate::change::{Change, Plan};
+use crate::desired::Desired;
+use crate::net::{Dev, Family, IfName, Route, Rule, Scope, Selector, SysctlKey, TABLE_MAIN, family_of};
+use crate::observed::{Address, Gap, Link, Observed, RouteSet, RpFilters, SeenRoute, SeenRule, Target, Want};
+
+/// A configuration of these sections.
+pub fn desired(yaml: &str) -> Desired {
+    let mut tree: serde_yaml::Value = serde_yaml::from_str(yaml).unwrap();
+    tree.as_mapping_mut().unwrap().insert("version".into(), 1.into());
+    serde_yaml::from_value(tree).unwrap()
+}
+
+/// An observation filled in by hand.
+pub fn observed(fill: impl FnOnce(&mut Observed)) -> Observed {
+    let mut seen = Observed::default();
+    fill(&mut seen);
+    seen
+}
+
+pub fn link(index: u32, name: &str) -> Link {
+    let name = IfName::new(name.as_bytes()).unwrap();
+    Link { dev: Dev { index, name }, up: true, vrf_slave: false }
+}
+
+pub fn rule(from: &str, priority: u32, table: u32) -> Rule {
+    let from = Some(from.parse().unwrap());
+    let selector = Selector { from, to: None, fwmark: None, iif: None, oif: None };
+    Rule { family: Family::V4, priority, selector, table, protocol: 0 }
+}
+
+/// `default via 10.0.1.1 dev 3 table 2`, the tail of a line `route`.
+pub fn route(text: &str) -> SeenRoute {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let value = |key| words.iter().position(|word| *word == key).map(|at| words[at + 1]);
+    let number = |key| value(key).map(|number: &str| number.parse::<u32>().unwrap());
+    let via: Option<IpAddr> = value("via").map(|via| via.parse().unwrap());
+    let to = match words[0] {
+        "default" => via.map_or(Family::V4, Family::of).everything(),
+        "default6" => Family::V6.everything(),
+        prefix => prefix.parse().unwrap(),
+    };
+    SeenRoute {
+        table: number("table").unwrap_or(TABLE_MAIN),
+        to,
+        target: if words.contains(&"special") { Target::Other } else { Target::Hop { via, oif: number("dev") } },
+        scope: Some(if value("scope") == Some("link") { Scope::Link } else { Scope::Global }),
+        metric: number("metric").unwrap_or(if family_of(&to) == Family::V6 { 1024 } else { 0 }),
+        tos: 0,
+        source_specific: false,
+        onlink: false,
+        protocol: number("proto").unwrap_or(3) as u8,
+    }
+}
+
+/// A node.
+#[derive(Debug, Clone, Default)]
+pub struct Model {
+    pub rules: Vec<SeenRule>,
+    pub routes: Vec<SeenRoute>,
+    pub links: Vec<Link>,
+    pub addresses: Vec<Address>,
+    pub rp_filters: RpFilters,
+    /// Everything that a plan has asked for.
+    pub asked: Vec<Want>,
+}
+
+impl Model {
+    pub fn new(text: &str) -> Model {
+        let mut model = Model::default();
+        model.rp_filters.default = 2;
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let (kind, rest) = line.split_once(' ').unwrap();
+            match kind {
+                "link" => model.add_link(rest),
+                "rule" => model.add_rule(rest),
+                "route" => model.routes.push(route(rest)),
+                _ => panic!("{line}"),
+            }
+        }
+        model
+    }
+
+    fn add_link(&mut self, text: &str) {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let mut link = link(words[0].parse().unwrap(), words[1]);
+        link.up = !words.contains(&"down");
+        link.vrf_slave = words.contains(&"vrf");
+        let index = link.dev.index;
+        let addresses = words.iter().filter_map(|word| word.parse::<IpInet>().ok().filter(|_| word.contains('/')));
+        self.addresses.extend(addresses.map(|inet| Address { index, inet }));
+        let rp = words.iter().find_map(|word| word.strip_prefix("rp=")).map_or(2, |rp| rp.parse().unwrap());
+        self.rp_filters.links.push((index, rp));
+        self.links.push(link);
+    }
+
+    fn add_rule(&mut self, text: &str) {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        if words.contains(&"other") {
+            return self.rules.push(SeenRule::Other);
+        }
+        let value = |key| words.iter().position(|word| *word == key).map(|at| words[at + 1]);
+        let prefix = |key| value(key).map(|prefix: &str| prefix.parse::<IpCidr>().unwrap());
+        let (from, to) = (prefix("from"), prefix("to"));
+        self.rules.push(SeenRule::Lookup(Rule {
+            family: from.or(to).map_or(Family::V4, |prefix| family_of(&prefix)),
+            priority: words[0].parse().unwrap(),
+            selector: Selector {
+                from,
+                to,
+                fwmark: value("fwmark").map(|mark| (mark.parse().unwrap(), u32::MAX)),
+                iif: value("iif").and_then(|name| IfName::new(name.as_bytes())),
+                oif: None,
+            },
+            table: value("table").unwrap().parse().unwrap(),
+            protocol: value("proto").map_or(0, |proto| proto.parse().unwrap()),
+        }));
+    }
+
+    /// Plans, answering what is asked on the way.
+    pub fn plan(&mut self, plan: fn(&Desired, &Observed) -> Result<Plan, Gap>, desired: &Desired) -> Plan {
+        let mut seen = Observed::default();
+        loop {
+            match plan(desired, &seen) {
+                Ok(plan) => return plan,
+                Err(Gap::Unseen(wants)) => wants.into_iter().for_each(|want| self.answer(want, &mut seen)),
+                Err(Gap::Failed(why)) => panic!("{why}"),
+            }
+        }
+    }
+
+    fn answer(&mut self, want: Want, seen: &mut Observed) {
+        self.asked.push(want.clone());
+        let find = |by: &dyn Fn(&Link) -> bool| Ok(self.links.iter().find(|link| by(link)).cloned());
+        match want {
+            Want::Rules => seen.rules = Some(Ok(self.rules.clone())),
+            Want::RpFilters => seen.rp_filters = Some(Ok(self.rp_filters.clone())),
+            Want::Addresses => seen.addresses = Some(Ok(self.addresses.clone())),
+            Want::Link(index) => drop(seen.links.insert(index, find(&|link| link.dev.index == index))),
+            Want::LinkNamed(name) => {
+                let found = find(&|link| link.dev.name == name);
+                seen.links_named.insert(name, found);
+            }
+            Want::Routes(set) => {
+                let inside = |route: &&SeenRoute| match set {
+                    RouteSet::Table(family, table) => family_of(&route.to) == family && route.table == table,
+                    RouteSet::Protocol(family, proto) => family_of(&route.to) == family && route.protocol == proto,
+                };
+                let routes = self.routes.iter().filter(inside).cloned().collect();
+                seen.routes.insert(set, Ok(routes));
+            }
+        }
+    }
+
+    /// Does what the kernel would do.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::AddRoute(route) => self.routes.push(as_seen(route)),
+            Change::ReplaceRoute(route) => {
+                let new = as_seen(route);
+                let old = |it: &&mut SeenRoute| (it.table, it.to, it.metric) == (new.table, new.to, new.metric);
+                *self.routes.iter_mut().find(old).unwrap() = new.clone();
+            }
+            Change::DeleteRoute(route) => {
+                let gone = as_seen(route);
+                self.routes.retain(|route| *route != gone);
+            }
+            Change::AddRule(rule) => self.rules.push(SeenRule::Lookup(rule.clone())),
+            Change::DeleteRule(rule) => self.rules.retain(|it| it.lookup() != Some(rule)),
+            Change::SetSysctl { key, value } => {
+                let value = value.parse().unwrap();
+                let named = |link: &&Link| SysctlKey::rp_filter(&link.dev.name) == *key;
+                match self.links.iter().find(named).map(|link| link.dev.index) {
+                    None => self.rp_filters.default = value,
+                    Some(index) => self.rp_filters.links.iter_mut().find(|(it, _)| *it == index).unwrap().1 = value,
+                }
+            }
+        }
+    }
+}
+
+fn as_seen(route: &Route) -> SeenRoute {
+    SeenRoute {
+        table: route.table,
+        to: route.to,
+        target: Target::Hop { via: route.via, oif: route.dev.as_ref().map(|dev| dev.index) },
+        scope: Some(route.scope),
+        metric: route.stored_metric(),
+        tos: 0,
+        source_specific: false,
+        onlink: route.onlink,
+        protocol: route.protocol,
+    }
+}

@@ -1,0 +1,201 @@
+//! One run: plan, apply, and, if anything was applied, look and plan again. A dry run stops after the plan.
+
+use std::sync::Arc;
+
+use tracing::{debug, error, info, warn};
+
+use crate::change::{Blocked, Change, Plan, Step};
+use crate::desired::{Desired, Mode};
+use crate::observed::{Gap, Observed};
+use crate::reconcile::{ALL, Reconciler};
+use crate::sys::{ApplyError, Node};
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Whether anything was allowed to be changed.
+    pub dry_run: bool,
+    /// Changes, in the order in which they are made.
+    pub items: Vec<Item>,
+    /// Wishes that cannot safely be met, and looks that failed.
+    pub blocked: Vec<Refused>,
+    /// Something was not permitted.
+    pub not_permitted: bool,
+}
+
+/// One change and what became of it.
+#[derive(Debug)]
+pub struct Item {
+    /// Name of the section.
+    pub reconciler: &'static str,
+    /// The change.
+    pub change: Change,
+    /// Why.
+    pub reason: String,
+    /// What became of it.
+    pub status: Status,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// What became of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// A run would make it.
+    Planned,
+    /// Made, and not missed by the second look.
+    Applied,
+    /// Refused, or made and missed by the second look.
+    Failed,
+    /// Not made, because one before it failed, or because only the second look missed it.
+    Skipped,
+    /// Never made: the section only observes.
+    Observed,
+}
+
+/// A wish that was not met, or could not even be judged.
+#[derive(Debug)]
+pub struct Refused {
+    /// Name of the section.
+    pub reconciler: &'static str,
+    /// What and why.
+    pub blocked: Blocked,
+    /// Whether the section only observes.
+    pub observed: bool,
+    /// Whether it is a look that failed.
+    pub unseen: bool,
+}
+
+impl Outcome {
+    /// Whether nothing is left to do and nothing is blocked. What is only observed does not count.
+    pub fn converged(&self) -> bool {
+        let done = |item: &Item| matches!(item.status, Status::Applied | Status::Observed);
+        self.items.iter().all(done) && self.blocked.iter().all(|refused| refused.observed && !refused.unseen)
+    }
+
+    /// Whether everything could be looked at.
+    pub fn could_look(&self) -> bool {
+        !self.blocked.iter().any(|refused| refused.unseen)
+    }
+}
+
+/// Runs once. A dry run changes nothing and takes no lock.
+pub fn run(desired: &Desired, node: &mut Node, dry_run: bool) -> Outcome {
+    let mut outcome = Outcome { dry_run, items: Vec::new(), blocked: Vec::new(), not_permitted: false };
+    let mut applied = false;
+    for (reconciler, plan) in plans(desired, node) {
+        let observed = (reconciler.mode)(desired) == Mode::Observe;
+        let plan = outcome.note_blocked(reconciler, observed, plan);
+        let mut stopped = false;
+        for Step { change, reason } in plan.steps {
+            let (status, error) = match () {
+                () if observed => (Status::Observed, None),
+                () if dry_run => (Status::Planned, None),
+                () if stopped => (Status::Skipped, None),
+                () => {
+                    applied = true;
+                    outcome.apply(node, reconciler.name, &change, &reason)
+                }
+            };
+            // What follows in the plan builds on it.
+            stopped |= status == Status::Failed;
+            outcome.items.push(Item { reconciler: reconciler.name, change, reason, status, error });
+        }
+    }
+    if applied {
+        outcome.verify(plans(desired, node), desired);
+    }
+    if !dry_run {
+        outcome.log_blocked();
+    }
+    outcome
+}
+
+/// The plan of every section that is not off, or why it has none. One look serves them all.
+fn plans(desired: &Desired, node: &mut Node) -> Vec<(&'static Reconciler, Result<Plan, Arc<str>>)> {
+    let mut seen = Observed::default();
+    let on = ALL.iter().filter(|reconciler| (reconciler.mode)(desired) != Mode::Off);
+    on.map(|reconciler| (reconciler, plan(reconciler, desired, node, &mut seen))).collect()
+}
+
+/// Plans, looking at what the plan asks for until it asks for nothing more. Every look is answered or fails, so
+/// no look is asked for twice.
+fn plan(reconciler: &Reconciler, desired: &Desired, node: &mut Node, seen: &mut Observed) -> Result<Plan, Arc<str>> {
+    loop {
+        match (reconciler.plan)(desired, seen) {
+            Ok(plan) => return Ok(plan),
+            Err(Gap::Failed(why)) => return Err(why),
+            Err(Gap::Unseen(wants)) => {
+                debug!(reconciler = reconciler.name, ?wants, "looking");
+                node.look(wants, seen);
+            }
+        }
+    }
+}
+
+impl Outcome {
+    fn apply(&mut self, node: &mut Node, reconciler: &str, change: &Change, reason: &str) -> (Status, Option<String>) {
+        match node.apply(change) {
+            Ok(()) => {
+                info!(reconciler, command = %change, reason, "changed");
+                (Status::Applied, None)
+            }
+            Err(error) => {
+                self.not_permitted |= matches!(error, ApplyError::NotPermitted(_));
+                error!(reconciler, command = %change, reason, %error, "failed");
+                (Status::Failed, Some(error.to_string()))
+            }
+        }
+    }
+
+    /// Puts aside what is blocked in a plan, and returns the rest.
+    fn note_blocked(&mut self, reconciler: &Reconciler, observed: bool, plan: Result<Plan, Arc<str>>) -> Plan {
+        let name = reconciler.name;
+        let plan = plan.unwrap_or_else(|why| {
+            let blocked = Blocked { want: format!("to know what {name} has to do"), because: why.to_string() };
+            self.blocked.push(Refused { reconciler: name, blocked, observed, unseen: true });
+            Plan::default()
+        });
+        let refused = |blocked| Refused { reconciler: name, blocked, observed, unseen: false };
+        self.blocked.extend(plan.blocked.into_iter().map(refused));
+        Plan { blocked: Vec::new(), ..plan }
+    }
+
+    /// The second look: what it still misses was not mended, and what it finds blocked is what counts.
+    fn verify(&mut self, plans: Vec<(&'static Reconciler, Result<Plan, Arc<str>>)>, desired: &Desired) {
+        self.blocked.clear();
+        for (reconciler, plan) in plans {
+            let observed = (reconciler.mode)(desired) == Mode::Observe;
+            let plan = self.note_blocked(reconciler, observed, plan);
+            for Step { change, reason } in plan.steps {
+                match self.items.iter_mut().find(|item| item.change == change) {
+                    Some(item) if item.status == Status::Applied => {
+                        let why =
+                            "the kernel accepted it, but the second look misses it; does another program undo it?";
+                        error!(reconciler = reconciler.name, command = %change, reason, error = why, "failed");
+                        item.status = Status::Failed;
+                        item.error = Some(why.into());
+                    }
+                    Some(_) => {}
+                    None if observed => {}
+                    None => {
+                        warn!(reconciler = reconciler.name, command = %change, reason, "left to the next run");
+                        let (reconciler, status) = (reconciler.name, Status::Skipped);
+                        self.items.push(Item { reconciler, change, reason, status, error: None });
+                    }
+                }
+            }
+        }
+    }
+
+    fn log_blocked(&self) {
+        for Refused { reconciler, blocked: Blocked { want, because }, observed, .. } in &self.blocked {
+            if *observed {
+                info!(reconciler, want, because, "blocked, and only observed");
+            } else {
+                warn!(reconciler, want, because, "blocked");
+            }
+        }
+    }
+}

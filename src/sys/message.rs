@@ -1,0 +1,449 @@
+//! Between rtnetlink's messages and our own nouns, in both directions.
+//!
+//! Numbers and layouts are those of linux/rtnetlink.h, linux/fib_rules.h, linux/if_link.h, linux/if_addr.h and
+//! linux/netconf.h. Routes go through rtnetlink's typed messages; rules, links and addresses carry names of
+//! interfaces, which need not be UTF-8, and are decoded from their attributes.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use cidr::{IpCidr, IpInet};
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_core::{DefaultNla, Emitable, NlasIterator, Parseable};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+
+use super::netlink::{NetlinkError, attributes, undecodable};
+use crate::net::{Dev, Family, IfName, Route, Rule, Scope, Selector};
+use crate::observed::{Address, Link, RouteSet, SeenRoute, SeenRule, Target};
+
+pub const RTM_NEWLINK: u16 = 16;
+pub const RTM_GETLINK: u16 = 18;
+pub const RTM_GETADDR: u16 = 22;
+pub const RTM_NEWROUTE: u16 = 24;
+pub const RTM_DELROUTE: u16 = 25;
+pub const RTM_GETROUTE: u16 = 26;
+pub const RTM_NEWRULE: u16 = 32;
+pub const RTM_DELRULE: u16 = 33;
+pub const RTM_GETRULE: u16 = 34;
+pub const RTM_GETNETCONF: u16 = 82;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// A body of a fixed header, and attributes.
+pub struct Body {
+    header: Vec<u8>,
+    attributes: Vec<DefaultNla>,
+}
+
+impl Emitable for Body {
+    fn buffer_len(&self) -> usize {
+        self.header.len() + self.attributes.as_slice().buffer_len()
+    }
+
+    fn emit(&self, buffer: &mut [u8]) {
+        if let Some((header, rest)) = buffer.split_at_mut_checked(self.header.len()) {
+            header.copy_from_slice(&self.header);
+            self.attributes.as_slice().emit(rest);
+        }
+    }
+}
+
+/// Body of the dump of all rules (struct fib_rule_hdr, AF_UNSPEC).
+pub fn all_rules() -> Body {
+    Body { header: vec![0; 12], attributes: Vec::new() }
+}
+
+/// Body of the dump of all addresses (struct ifaddrmsg, AF_UNSPEC).
+pub fn all_addresses() -> Body {
+    Body { header: vec![0; 8], attributes: Vec::new() }
+}
+
+/// Body of the dump of every interface's IPv4 settings (struct netconfmsg).
+pub fn all_netconf() -> Body {
+    Body { header: vec![AF_INET], attributes: Vec::new() }
+}
+
+/// Body of the question for one link (struct ifinfomsg), by index, or by name where there is one.
+pub fn one_link(index: u32, name: Option<&IfName>) -> Body {
+    const IFLA_IFNAME: u16 = 3;
+    const IFLA_EXT_MASK: u16 = 29;
+    const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+    let mut header = vec![0; 16];
+    header.splice(4..8, index.to_ne_bytes());
+    let mut attributes = vec![DefaultNla::new(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS.to_ne_bytes().into())];
+    attributes.extend(name.map(|name| DefaultNla::new(IFLA_IFNAME, [name.as_bytes(), b"\0"].concat())));
+    Body { header, attributes }
+}
+
+/// Body of the dump of a set of routes. Not by the message builder: it presets a protocol and a type, which
+/// strict checking takes for filters.
+pub fn routes(set: &RouteSet) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    match *set {
+        RouteSet::Table(family, table) => {
+            message.header.address_family = address_family(family).into();
+            message.attributes.push(RouteAttribute::Table(table));
+        }
+        RouteSet::Protocol(family, protocol) => {
+            message.header.address_family = address_family(family).into();
+            message.header.protocol = RouteProtocol::from(protocol);
+        }
+    }
+    message
+}
+
+/// The request that adds or deletes this route.
+pub fn route(route: &Route) -> RouteMessage {
+    // A default route carries no destination.
+    let to = Some(route.to).filter(|to| to.network_length() > 0);
+    let mut message = match route.family() {
+        Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+        Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+    };
+    if let Some(to) = to {
+        message.header.destination_prefix_length = to.network_length();
+        message.attributes.push(RouteAttribute::Destination(to.first_address().into()));
+    }
+    message.attributes.extend(route.via.map(|via| RouteAttribute::Gateway(via.into())));
+    message.attributes.extend(route.dev.as_ref().map(|dev| RouteAttribute::Oif(dev.index)));
+    message.attributes.extend(route.metric.map(RouteAttribute::Priority));
+    // Tables above 255 do not fit the header; the attribute says them all.
+    message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    message.attributes.push(RouteAttribute::Table(route.table));
+    message.header.protocol = route.protocol.into();
+    message.header.scope = match route.scope {
+        Scope::Global => RouteScope::Universe,
+        Scope::Link => RouteScope::Link,
+        Scope::Host => RouteScope::Host,
+    };
+    if route.onlink {
+        message.header.flags.insert(RouteFlags::Onlink);
+    }
+    message
+}
+
+/// Reads a route; `None` for one that is outside the set or only cached.
+pub fn seen_route(payload: &[u8], set: &RouteSet) -> Result<Option<SeenRoute>, NetlinkError> {
+    let message = RouteMessage::parse(payload).map_err(undecodable)?;
+    let header = &message.header;
+    let family = match u8::from(header.address_family) {
+        AF_INET => Family::V4,
+        AF_INET6 => Family::V6,
+        _ => return Ok(None),
+    };
+    let mut table = u32::from(header.table);
+    let (mut destination, mut via, mut oif, mut metric, mut plain) = (None, None, None, 0, true);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Destination(address) => destination = ip(address),
+            RouteAttribute::Gateway(address) => via = ip(address),
+            RouteAttribute::Oif(index) => oif = Some(*index),
+            RouteAttribute::Priority(number) => metric = *number,
+            RouteAttribute::Via(_)
+            | RouteAttribute::MultiPath(_)
+            | RouteAttribute::NhId(_)
+            | RouteAttribute::Encap(_) => plain = false,
+            _ => {}
+        }
+    }
+    let protocol = u8::from(header.protocol);
+    let inside = match *set {
+        RouteSet::Table(wanted, number) => wanted == family && number == table,
+        RouteSet::Protocol(wanted, number) => wanted == family && number == protocol,
+    };
+    if !inside || header.flags.contains(RouteFlags::Cloned) {
+        return Ok(None);
+    }
+    let to = match destination {
+        Some(address) => IpCidr::new(address, header.destination_prefix_length).map_err(undecodable)?,
+        None => family.everything(),
+    };
+    Ok(Some(SeenRoute {
+        table,
+        to,
+        target: match header.kind {
+            RouteType::Unicast if plain => Target::Hop { via, oif },
+            _ => Target::Other,
+        },
+        scope: match header.scope {
+            RouteScope::Universe => Some(Scope::Global),
+            RouteScope::Link => Some(Scope::Link),
+            RouteScope::Host => Some(Scope::Host),
+            _ => None,
+        },
+        metric,
+        tos: header.tos,
+        source_specific: header.source_prefix_length > 0,
+        onlink: header.flags.contains(RouteFlags::Onlink),
+        protocol,
+    }))
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
+/// The request that adds or deletes this rule.
+pub fn rule(rule: &Rule) -> Result<RuleMessage, NetlinkError> {
+    let mut message = RuleMessage::default();
+    message.header.family = address_family(rule.family).into();
+    // A rule without an action is accepted and does nothing.
+    message.header.action = RuleAction::ToTable;
+    let attributes = &mut message.attributes;
+    attributes.push(RuleAttribute::Table(rule.table));
+    attributes.push(RuleAttribute::Priority(rule.priority));
+    attributes.push(RuleAttribute::Protocol(rule.protocol.into()));
+    let Selector { from, to, fwmark, iif, oif } = &rule.selector;
+    if let Some(from) = from {
+        message.header.src_len = from.network_length();
+        attributes.push(RuleAttribute::Source(from.first_address()));
+    }
+    if let Some(to) = to {
+        message.header.dst_len = to.network_length();
+        attributes.push(RuleAttribute::Destination(to.first_address()));
+    }
+    if let Some((mark, mask)) = fwmark {
+        attributes.extend([RuleAttribute::FwMark(*mark), RuleAttribute::FwMask(*mask)]);
+    }
+    let name = |name: &IfName| String::from_utf8(name.as_bytes().into()).map_err(undecodable);
+    attributes.extend(iif.as_ref().map(name).transpose()?.map(RuleAttribute::Iifname));
+    attributes.extend(oif.as_ref().map(name).transpose()?.map(RuleAttribute::Oifname));
+    Ok(message)
+}
+
+/// Reads a rule; `None` for one of a family that is not IP (struct fib_rule_hdr, FRA_*).
+pub fn seen_rule(payload: &[u8]) -> Result<Option<SeenRule>, NetlinkError> {
+    const FR_ACT_TO_TBL: u8 = 1;
+    // Permanent, unresolved goto, detached iif and oif: they say how a rule stands, not what it selects.
+    const STATES: u32 = 1 | 4 | 8 | 16;
+    let header = payload.first_chunk::<12>().ok_or_else(|| undecodable("a rule ends within its header"))?;
+    let [family, to_length, from_length, tos, table, _, _, action, flags @ ..] = *header;
+    let family = match family {
+        AF_INET => Family::V4,
+        AF_INET6 => Family::V6,
+        _ => return Ok(None),
+    };
+    let mut plain = action == FR_ACT_TO_TBL && tos == 0 && u32::from_ne_bytes(flags) & !STATES == 0;
+    let mut selector = Selector { from: None, to: None, fwmark: None, iif: None, oif: None };
+    let (mut priority, mut table, mut protocol) = (0, u32::from(table), 0);
+    let (mut mark, mut mask) = (0, 0);
+    for attribute in attributes(payload, header.len())? {
+        let attribute = attribute?;
+        let value = attribute.value();
+        match attribute.kind() {
+            1 => selector.to = Some(prefix(value, to_length)?),
+            2 => selector.from = Some(prefix(value, from_length)?),
+            3 => selector.iif = Some(name(value)?),
+            6 => priority = number(value)?,
+            10 => mark = number(value)?,
+            14 => plain &= number(value)? == u32::MAX, // suppress_prefixlen, all bits set: none
+            15 => table = number(value)?,
+            16 => mask = number(value)?,
+            17 => selector.oif = Some(name(value)?),
+            18 => {} // padding
+            21 => protocol = value.first().copied().unwrap_or_default(),
+            _ => plain = false, // goto, realms, tunnel, l3mdev, uidrange, ports … and what is yet to come
+        }
+    }
+    if mask != 0 {
+        selector.fwmark = Some((mark, mask));
+    }
+    let rule = Rule { family, priority, selector, table, protocol };
+    Ok(Some(if plain { SeenRule::Lookup(rule) } else { SeenRule::Other }))
+}
+
+/// Reads a link (struct ifinfomsg, IFLA_*).
+pub fn seen_link(payload: &[u8]) -> Result<Link, NetlinkError> {
+    const IFF_UP: u32 = 1;
+    const IFLA_IFNAME: u16 = 3;
+    const IFLA_LINKINFO: u16 = 18;
+    const IFLA_INFO_SLAVE_KIND: u16 = 4;
+    let (mut dev_name, mut vrf_slave) = (None, false);
+    for attribute in attributes(payload, 16)? {
+        let attribute = attribute?;
+        match attribute.kind() {
+            IFLA_IFNAME => dev_name = Some(name(attribute.value())?),
+            IFLA_LINKINFO => {
+                vrf_slave = NlasIterator::new(attribute.value())
+                    .flatten()
+                    .any(|info| info.kind() == IFLA_INFO_SLAVE_KIND && info.value().starts_with(b"vrf"));
+            }
+            _ => {}
+        }
+    }
+    let index = number(payload.get(4..8).unwrap_or_default())?;
+    let flags = number(payload.get(8..12).unwrap_or_default())?;
+    let name = dev_name.ok_or_else(|| undecodable(format_args!("link {index} has no name")))?;
+    Ok(Link { dev: Dev { index, name }, up: flags & IFF_UP != 0, vrf_slave })
+}
+
+/// Reads an address; `None` for one of a family that is not IP (struct ifaddrmsg, IFA_*).
+pub fn seen_address(payload: &[u8]) -> Result<Option<Address>, NetlinkError> {
+    const IFA_ADDRESS: u16 = 1;
+    const IFA_LOCAL: u16 = 2;
+    let header = payload.first_chunk::<8>().ok_or_else(|| undecodable("an address ends within its header"))?;
+    let [family, length, _, _, index @ ..] = *header;
+    if !matches!(family, AF_INET | AF_INET6) {
+        return Ok(None);
+    }
+    // On a point-to-point link IFA_ADDRESS is the far end's, IFA_LOCAL ours.
+    let (mut address, mut local) = (None, None);
+    for attribute in attributes(payload, header.len())? {
+        let attribute = attribute?;
+        match attribute.kind() {
+            IFA_ADDRESS => address = Some(ip_of(attribute.value())?),
+            IFA_LOCAL => local = Some(ip_of(attribute.value())?),
+            _ => {}
+        }
+    }
+    let address = local.or(address).ok_or_else(|| undecodable("an address message has no address"))?;
+    let inet = IpInet::new(address, length).map_err(undecodable)?;
+    Ok(Some(Address { index: u32::from_ne_bytes(index), inet }))
+}
+
+/// Reads an interface's rp_filter (struct netconfmsg, NETCONFA_*). `all` has the index -1, `default` -2.
+pub fn seen_netconf(payload: &[u8]) -> Result<Option<(i32, i32)>, NetlinkError> {
+    const NETCONFA_IFINDEX: u16 = 1;
+    const NETCONFA_RP_FILTER: u16 = 3;
+    let (mut index, mut value) = (None, None);
+    for attribute in attributes(payload, 4)? {
+        let attribute = attribute?;
+        match attribute.kind() {
+            NETCONFA_IFINDEX => index = Some(number(attribute.value())?.cast_signed()),
+            NETCONFA_RP_FILTER => value = Some(number(attribute.value())?.cast_signed()),
+            _ => {}
+        }
+    }
+    Ok(index.zip(value).filter(|_| payload.first() == Some(&AF_INET)))
+}
+
+fn address_family(family: Family) -> u8 {
+    match family {
+        Family::V4 => AF_INET,
+        Family::V6 => AF_INET6,
+    }
+}
+
+fn number(value: &[u8]) -> Result<u32, NetlinkError> {
+    let bytes = value.first_chunk().ok_or_else(|| undecodable("a number of less than 4 bytes"))?;
+    Ok(u32::from_ne_bytes(*bytes))
+}
+
+fn ip_of(value: &[u8]) -> Result<IpAddr, NetlinkError> {
+    if let Ok(bytes) = <[u8; 4]>::try_from(value) {
+        return Ok(bytes.into());
+    }
+    let bytes = <[u8; 16]>::try_from(value).map_err(|_| undecodable("an address of neither 4 nor 16 bytes"))?;
+    Ok(bytes.into())
+}
+
+fn prefix(value: &[u8], length: u8) -> Result<IpCidr, NetlinkError> {
+    // The kernel stores a rule's prefix as it was given, bits behind it included.
+    Ok(IpInet::new(ip_of(value)?, length).map_err(undecodable)?.network())
+}
+
+fn name(value: &[u8]) -> Result<IfName, NetlinkError> {
+    let name = value.split(|byte| *byte == 0).next().unwrap_or_default();
+    IfName::new(name).ok_or_else(|| undecodable("the name of an interface is none"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::family_of;
+
+    fn emitted(message: &impl Emitable) -> Vec<u8> {
+        let mut bytes = vec![0; message.buffer_len()];
+        message.emit(&mut bytes);
+        bytes
+    }
+
+    fn a_rule() -> Rule {
+        Rule {
+            family: Family::V4,
+            priority: 1000,
+            selector: Selector {
+                from: Some("10.0.0.1/32".parse().unwrap()),
+                to: Some("10.1.0.0/16".parse().unwrap()),
+                fwmark: Some((0x80, 0xff)),
+                iif: IfName::new(b"eth0.100"),
+                oif: IfName::new(b"eth1"),
+            },
+            table: 100_000,
+            protocol: 171,
+        }
+    }
+
+    #[test]
+    fn rules_and_routes_read_as_they_were_written() {
+        let sent = a_rule();
+        assert_eq!(seen_rule(&emitted(&rule(&sent).unwrap())), Ok(Some(SeenRule::Lookup(sent))));
+        for (to, via) in
+            [("0.0.0.0/0", "10.0.0.1"), ("10.9.0.0/16", "10.0.0.1"), ("::/0", "fe80::1"), ("fd00::/64", "fe80::1")]
+        {
+            let sent = Route {
+                table: 70_000,
+                to: to.parse().unwrap(),
+                via: Some(via.parse().unwrap()),
+                dev: Some(Dev { index: 7, name: IfName::new(b"eth1").unwrap() }),
+                scope: Scope::Global,
+                metric: Some(50),
+                onlink: true,
+                protocol: 171,
+            };
+            let family = family_of(&sent.to);
+            let read = |set| seen_route(&emitted(&route(&sent)), &set).unwrap();
+            let seen = read(RouteSet::Table(family, 70_000)).unwrap();
+            assert_eq!(seen.to_route(sent.dev.clone()), Some(sent.clone()));
+            assert_eq!(read(RouteSet::Table(family, 7)), None, "outside the set");
+            assert_eq!(read(RouteSet::Protocol(family, 4)), None, "outside the set");
+        }
+    }
+
+    #[test]
+    fn a_rule_with_anything_unknown_is_others() {
+        let add = |kind: u16, value: &[u8]| {
+            let mut message = rule(&a_rule()).unwrap();
+            message.attributes.push(RuleAttribute::Other(DefaultNla::new(kind, value.into())));
+            seen_rule(&emitted(&message)).unwrap().unwrap()
+        };
+        assert_eq!(add(14, &[0xff; 4]).lookup(), Some(&a_rule()), "no suppression");
+        for (kind, value) in [(14, &[0; 4][..]), (13, &[0; 4]), (19, &[1]), (20, &[0; 8]), (24, &[0; 4]), (99, &[1])] {
+            assert_eq!(add(kind, value), SeenRule::Other, "attribute {kind}");
+        }
+        let header = |change: fn(&mut [u8])| {
+            let mut bytes = emitted(&rule(&a_rule()).unwrap());
+            change(&mut bytes);
+            seen_rule(&bytes).unwrap().unwrap()
+        };
+        assert_eq!(header(|bytes| bytes[3] = 0x10), SeenRule::Other, "tos");
+        assert_eq!(header(|bytes| bytes[7] = 6), SeenRule::Other, "blackhole");
+        assert_eq!(header(|bytes| bytes[8] = 2), SeenRule::Other, "not");
+        assert_eq!(header(|bytes| bytes[8] = 8).lookup(), Some(&a_rule()), "its iif is not there just now");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_a_reader_panic(bytes in proptest::collection::vec(0_u8.., 0..120)) {
+            let _ = (seen_rule(&bytes), seen_link(&bytes), seen_address(&bytes), seen_netconf(&bytes));
+            let _ = seen_route(&bytes, &RouteSet::Table(Family::V4, 7));
+        }
+
+        #[test]
+        fn no_damage_makes_a_reader_panic(at in 0_usize..200, byte in 0_u8..) {
+            let mut bytes = emitted(&rule(&a_rule()).unwrap());
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            let _ = seen_rule(&bytes);
+            let _ = seen_route(&bytes, &RouteSet::Table(Family::V4, 7));
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! One blocking rtnetlink socket: send a request, read the answer to its end.
+//!
+//! An answer counts only when it is whole. The kernel reports a failed dump in NLMSG_DONE, marks an interrupted
+//! one with NLM_F_DUMP_INTR on any of its messages, and drops what does not fit the socket's buffer (ENOBUFS);
+//! each of them passes for "nothing there" if it is not looked for. What is interrupted is asked again.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket};
+use nix::{setsockopt_impl, sockopt_impl};
+use rtnetlink::packet_core::{
+    Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
+    NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NetlinkBuffer, NlaBuffer, NlasIterator,
+};
+
+sockopt_impl!(
+    /// The kernel checks dump requests, and filters by what stands in them (Linux 4.20).
+    StrictCheck, SetOnly, libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK, bool
+);
+sockopt_impl!(
+    /// Errors come with the kernel's own words.
+    ExtendedAck, SetOnly, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, bool
+);
+sockopt_impl!(
+    /// Errors do not repeat the request.
+    CappedAck, SetOnly, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, bool
+);
+
+/// The kernel makes dump messages of up to 32 KiB once it has seen a reader that takes as much.
+const BUFFER: usize = 32 * 1024;
+/// How often an interrupted or overrun dump is asked again before it is an error.
+const TRIES: u32 = 5;
+/// `NLMSGERR_ATTR_MSG`.
+const NLMSGERR_ATTR_MSG: u16 = 1;
+
+/// Why there is no whole answer.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum NetlinkError {
+    /// The kernel refused.
+    #[error("{}", refusal(.errno, .text))]
+    Refused {
+        /// Its error number.
+        errno: Errno,
+        /// Its words, where it has any (extended ack).
+        text: Option<String>,
+    },
+    /// Something changed while the kernel was reporting, every time.
+    #[error("the kernel's answer was interrupted by changes {TRIES} times in a row")]
+    Interrupted,
+    /// A message that does not decode. What else it would have said is not known.
+    #[error("a message of the kernel does not decode: {0}")]
+    Undecodable(String),
+}
+
+fn refusal(errno: &Errno, text: &Option<String>) -> String {
+    let system = io::Error::from(*errno);
+    text.as_ref().map_or_else(|| system.to_string(), |text| format!("{text} ({system})"))
+}
+
+impl From<Errno> for NetlinkError {
+    fn from(errno: Errno) -> Self {
+        NetlinkError::Refused { errno, text: None }
+    }
+}
+
+/// An rtnetlink socket.
+#[derive(Debug)]
+pub struct Netlink {
+    socket: OwnedFd,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Netlink {
+    /// Opens a socket in the network namespace of this thread.
+    pub fn open() -> Result<Netlink, NetlinkError> {
+        Ok(Netlink { socket: open_socket()?, sequence: 0, buffer: vec![0; BUFFER] })
+    }
+
+    /// Has something changed; returns when the kernel has done or refused it.
+    pub fn change(&mut self, kind: u16, flags: u16, body: &impl Emitable) -> Result<(), NetlinkError> {
+        let request = self.request(kind, flags | NLM_F_ACK, body);
+        self.exchange(&request, &mut |_, _| Ok(()))
+    }
+
+    /// Asks for one object. `each` is given the type and the body of the answer.
+    pub fn get(
+        &mut self,
+        kind: u16,
+        body: &impl Emitable,
+        mut each: impl FnMut(u16, &[u8]) -> Result<(), NetlinkError>,
+    ) -> Result<(), NetlinkError> {
+        let request = self.request(kind, NLM_F_ACK, body);
+        self.exchange(&request, &mut each)
+    }
+
+    /// Asks for all objects of a kind, and makes a value of each by `decode`, which may skip it.
+    pub fn dump<T>(
+        &mut self,
+        kind: u16,
+        body: &impl Emitable,
+        decode: impl Fn(&[u8]) -> Result<Option<T>, NetlinkError>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        for _ in 0..TRIES {
+            let mut found = Vec::new();
+            let request = self.request(kind, NLM_F_DUMP, body);
+            let done = self.exchange(&request, &mut |_, message| {
+                found.extend(decode(message)?);
+                Ok(())
+            });
+            match done {
+                Err(NetlinkError::Interrupted | NetlinkError::Refused { errno: Errno::ENOBUFS | Errno::EBUSY, .. }) => {
+                    // The rest of the old answer may still be under way: a new socket has none of it.
+                    self.socket = open_socket()?;
+                }
+                other => return other.map(|()| found),
+            }
+        }
+        Err(NetlinkError::Interrupted)
+    }
+
+    fn request(&mut self, kind: u16, flags: u16, body: &impl Emitable) -> Vec<u8> {
+        self.sequence += 1;
+        // Strict checking wants even a body of one byte padded (RTM_GETNETCONF has such a one).
+        let mut message = vec![0; HEADER + body.buffer_len().next_multiple_of(4)];
+        let length = message.len() as u32;
+        let mut header = NetlinkBuffer::new(&mut message);
+        header.set_length(length);
+        header.set_message_type(kind);
+        header.set_flags(flags | NLM_F_REQUEST);
+        header.set_sequence_number(self.sequence);
+        body.emit(header.payload_mut());
+        message
+    }
+
+    /// Sends a request and reads its answer to the end.
+    fn exchange(&mut self, request: &[u8], each: Each<'_>) -> Result<(), NetlinkError> {
+        retry(|| send(self.socket.as_raw_fd(), request, MsgFlags::empty()))?;
+        let mut answer = Answer { sequence: self.sequence, interrupted: false };
+        loop {
+            let length = retry(|| recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC))?;
+            let Some(datagram) = self.buffer.get(..length) else {
+                // What was cut off is lost: make room for it, and have the whole asked again.
+                self.buffer.resize(length.next_multiple_of(BUFFER), 0);
+                return Err(NetlinkError::Interrupted);
+            };
+            if answer.take(datagram, each)? {
+                return if answer.interrupted { Err(NetlinkError::Interrupted) } else { Ok(()) };
+            }
+        }
+    }
+}
+
+/// Length of a message's header.
+const HEADER: usize = 16;
+
+type Each<'a> = &'a mut dyn FnMut(u16, &[u8]) -> Result<(), NetlinkError>;
+
+fn open_socket() -> Result<OwnedFd, NetlinkError> {
+    let protocol = SockProtocol::NetlinkRoute;
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
+    // Old kernels lack them. Their dumps are then not filtered, so every reader filters for itself as well.
+    let old = |result| if result == Err(Errno::ENOPROTOOPT) { Ok(()) } else { result };
+    old(setsockopt(&socket, StrictCheck, &true))?;
+    old(setsockopt(&socket, ExtendedAck, &true))?;
+    old(setsockopt(&socket, CappedAck, &true))?;
+    Ok(socket)
+}
+
+fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> nix::Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// The answer to one request, which may come in many datagrams.
+struct Answer {
+    sequence: u32,
+    interrupted: bool,
+}
+
+impl Answer {
+    /// Takes one datagram; true when it was the last.
+    fn take(&mut self, datagram: &[u8], each: Each<'_>) -> Result<bool, NetlinkError> {
+        let mut rest = datagram;
+        while !rest.is_empty() {
+            let message = NetlinkBuffer::new_checked(rest).map_err(undecodable)?;
+            let next = (message.length() as usize).next_multiple_of(4);
+            rest = rest.get(next..).unwrap_or_default();
+            if message.sequence_number() != self.sequence {
+                continue; // of a request that was given up
+            }
+            self.interrupted |= message.flags() & NLM_F_DUMP_INTR != 0;
+            let payload = message.payload();
+            match message.message_type() {
+                NLMSG_DONE => return outcome(payload, message.flags(), 4).map(|()| true),
+                NLMSG_ERROR => return outcome(payload, message.flags(), 20).map(|()| true),
+                NLMSG_OVERRUN => return Err(Errno::ENOBUFS.into()),
+                NLMSG_NOOP => {}
+                kind => each(kind, payload)?,
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// The error number at the head of NLMSG_DONE and NLMSG_ERROR, and the kernel's words behind it.
+fn outcome(payload: &[u8], flags: u16, attributes: usize) -> Result<(), NetlinkError> {
+    // A dump of the oldest kinds ends in a NLMSG_DONE without a number.
+    let number = payload.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+    if number >= 0 {
+        return Ok(());
+    }
+    // An error repeats the header of the request, and all of it unless it is capped.
+    let repeated = match payload.get(4..8).and_then(<[u8]>::first_chunk) {
+        Some(length) if attributes == 20 && flags & NLM_F_CAPPED == 0 => {
+            4 + (u32::from_ne_bytes(*length) as usize).next_multiple_of(4)
+        }
+        _ => attributes,
+    };
+    let attributes = payload.get(repeated..).filter(|_| flags & NLM_F_ACK_TLVS != 0).unwrap_or_default();
+    let text = NlasIterator::new(attributes).flatten().find(|attribute| attribute.kind() == NLMSGERR_ATTR_MSG);
+    let text = text.map(|text| String::from_utf8_lossy(text.value()).trim_end_matches('\0').to_owned());
+    Err(NetlinkError::Refused { errno: Errno::from_raw(-number), text })
+}
+
+/// Anything that says why a message does not decode.
+pub fn undecodable(why: impl std::fmt::Display) -> NetlinkError {
+    NetlinkError::Undecodable(why.to_string())
+}
+
+/// The attributes of a message behind a header of the given length, each with its kind and its value.
+///
+/// Only for messages that carry names of interfaces or that rtnetlink has no type for (netconf): its typed
+/// messages demand UTF-8 of names, and one odd name would make a whole dump undecodable.
+pub fn attributes(
+    message: &[u8],
+    header: usize,
+) -> Result<impl Iterator<Item = Result<NlaBuffer<&[u8]>, NetlinkError>>, NetlinkError> {
+    let attributes = message.get(header..).ok_or_else(|| undecodable("it ends within its header"))?;
+    Ok(NlasIterator::new(attributes).map(|attribute| attribute.map_err(undecodable)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = ((HEADER + payload.len()) as u32).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(flags.to_ne_bytes());
+        bytes.extend(sequence.to_ne_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn done(errno: i32, flags: u16, text: &[u8]) -> Vec<u8> {
+        let mut payload = errno.to_ne_bytes().to_vec();
+        if !text.is_empty() {
+            payload.extend((4 + text.len() as u16).to_ne_bytes());
+            payload.extend(NLMSGERR_ATTR_MSG.to_ne_bytes());
+            payload.extend(text);
+        }
+        message(NLMSG_DONE, flags, 7, &payload)
+    }
+
+    /// What becomes of these datagrams as the answer to request 7.
+    fn answer(datagrams: &[Vec<u8>]) -> Result<(bool, bool, usize), NetlinkError> {
+        let (mut answer, mut seen, mut ended) = (Answer { sequence: 7, interrupted: false }, 0, false);
+        for datagram in datagrams {
+            ended = answer.take(datagram, &mut |_, _| {
+                seen += 1;
+                Ok(())
+            })?;
+        }
+        Ok((ended, answer.interrupted, seen))
+    }
+
+    #[test]
+    fn answers_are_whole_or_an_error() {
+        let data = |flags| message(24, flags, 7, &[0; 12]);
+        assert_eq!(answer(&[data(2), [data(2), done(0, 2, b"")].concat()]), Ok((true, false, 2)));
+        assert_eq!(answer(&[data(2)]), Ok((false, false, 1)), "an answer without its end is not over");
+        let interrupted = [data(2 | NLM_F_DUMP_INTR), done(0, 2, b"")];
+        assert_eq!(answer(&interrupted), Ok((true, true, 1)), "the mark is on a message, not on the end");
+        let failed = Err(NetlinkError::Refused { errno: Errno::ENOENT, text: None });
+        assert_eq!(answer(&[done(-2, 2, b"")]), failed, "an error in NLMSG_DONE is not an empty table");
+        let words = Err(NetlinkError::Refused { errno: Errno::EINVAL, text: Some("Invalid header".into()) });
+        assert_eq!(answer(&[done(-22, NLM_F_ACK_TLVS, b"Invalid header\0")]), words);
+        let old = message(24, 2, 6, &[0; 12]);
+        assert_eq!(answer(&[[old, data(2), done(0, 2, b"")].concat()]), Ok((true, false, 1)), "not ours: skipped");
+        let overrun = Err(NetlinkError::Refused { errno: Errno::ENOBUFS, text: None });
+        assert_eq!(answer(&[message(NLMSG_OVERRUN, 0, 7, &[])]), overrun);
+    }
+
+    #[test]
+    fn cut_messages_are_undecodable() {
+        let whole = message(24, 2, 7, &[0; 12]);
+        for length in 1..whole.len() {
+            let cut = answer(&[whole[..length].to_vec()]);
+            assert!(matches!(cut, Err(NetlinkError::Undecodable(_))), "{length} bytes: {cut:?}");
+        }
+    }
+
+    #[test]
+    fn refusals_carry_the_kernels_words() {
+        let mut payload = (-22_i32).to_ne_bytes().to_vec();
+        payload.extend(message(24, 0, 7, &[0; 8]));
+        payload.extend([8, 0, 1, 0]);
+        payload.extend(b"Nix\0");
+        let refused = answer(&[message(NLMSG_ERROR, NLM_F_ACK_TLVS, 7, &payload)]);
+        assert_eq!(refused.unwrap_err().to_string(), "Nix (Invalid argument (os error 22))");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(0_u8.., 0..200)) {
+            let _ = answer(&[bytes]);
+        }
+    }
+}
