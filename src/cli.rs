@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -16,7 +17,7 @@ Exit codes:
 
 /// Keeps the network of a Linux worker node as it was declared: looks, mends what differs, looks again.
 #[derive(Debug, Parser)]
-#[command(name = "node-fixer", version, after_help = AFTER_HELP, args_conflicts_with_subcommands = true)]
+#[command(name = "node-fixer", version, after_help = AFTER_HELP)]
 pub struct Cli {
     /// What to do instead of a run.
     #[command(subcommand)]
@@ -37,6 +38,22 @@ pub struct Cli {
     /// What every command takes.
     #[command(flatten)]
     pub common: Common,
+}
+
+impl Cli {
+    /// Reads the arguments of this process.
+    ///
+    /// # Errors
+    ///
+    /// Wrong usage; also help and version, which are asked for and go to stdout.
+    pub fn read() -> Result<Cli, clap::Error> {
+        let cli = Cli::try_parse()?;
+        if cli.command.is_some() && cli.dry_run {
+            let message = "--dry-run is for runs; this command changes nothing anyway";
+            return Err(Cli::command().error(ErrorKind::ArgumentConflict, message));
+        }
+        Ok(cli)
+    }
 }
 
 /// What every command takes.

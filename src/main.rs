@@ -2,12 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use node_fixer::cli::Cli;
 use node_fixer::{command, log};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(usage) => {
             // Help and version are asked for, and go to stdout; printing can only fail where nobody reads.

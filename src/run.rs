@@ -1,4 +1,5 @@
-//! One run: plan, apply, and, if anything was applied, look and plan again. A dry run stops after the plan.
+//! One run: look, plan, apply; and if anything was applied, look and plan again until nothing new is to be done.
+//! A dry run stops after the first plan.
 
 use std::sync::Arc;
 
@@ -48,7 +49,7 @@ pub enum Status {
     Applied,
     /// Refused, or made and missed by the second look.
     Failed,
-    /// Not made, because one before it failed, or because only the second look missed it.
+    /// Not made, because one before it failed.
     Skipped,
     /// Never made: the section only observes.
     Observed,
@@ -80,31 +81,18 @@ impl Outcome {
     }
 }
 
+/// How often a run mends before its last look. One round does it, but where something changed meanwhile or one
+/// section's changes gave another something to do.
+const ROUNDS: u32 = 3;
+
 /// Runs once. A dry run changes nothing and takes no lock.
 pub fn run(desired: &Desired, node: &mut Node, dry_run: bool) -> Outcome {
     let mut outcome = Outcome { dry_run, items: Vec::new(), blocked: Vec::new(), not_permitted: false };
-    let mut applied = false;
-    for (reconciler, plan) in plans(desired, node) {
-        let observed = (reconciler.mode)(desired) == Mode::Observe;
-        let plan = outcome.note_blocked(reconciler, observed, plan);
-        let mut stopped = false;
-        for Step { change, reason } in plan.steps {
-            let (status, error) = match () {
-                () if observed => (Status::Observed, None),
-                () if dry_run => (Status::Planned, None),
-                () if stopped => (Status::Skipped, None),
-                () => {
-                    applied = true;
-                    outcome.apply(node, reconciler.name, &change, &reason)
-                }
-            };
-            // What follows in the plan builds on it.
-            stopped |= status == Status::Failed;
-            outcome.items.push(Item { reconciler: reconciler.name, change, reason, status, error });
+    for round in 0..=ROUNDS {
+        let may_mend = round < ROUNDS;
+        if !outcome.round(plans(desired, node), desired, node, may_mend) {
+            break;
         }
-    }
-    if applied {
-        outcome.verify(plans(desired, node), desired);
     }
     if !dry_run {
         outcome.log_blocked();
@@ -112,8 +100,11 @@ pub fn run(desired: &Desired, node: &mut Node, dry_run: bool) -> Outcome {
     outcome
 }
 
-/// The plan of every section that is not off, or why it has none. One look serves them all.
-fn plans(desired: &Desired, node: &mut Node) -> Vec<(&'static Reconciler, Result<Plan, Arc<str>>)> {
+/// The plan of a section, or why it has none.
+type Planned = (&'static Reconciler, Result<Plan, Arc<str>>);
+
+/// The plan of every section that is not off. One look serves them all.
+fn plans(desired: &Desired, node: &mut Node) -> Vec<Planned> {
     let mut seen = Observed::default();
     let on = ALL.iter().filter(|reconciler| (reconciler.mode)(desired) != Mode::Off);
     on.map(|reconciler| (reconciler, plan(reconciler, desired, node, &mut seen))).collect()
@@ -135,6 +126,37 @@ fn plan(reconciler: &Reconciler, desired: &Desired, node: &mut Node, seen: &mut 
 }
 
 impl Outcome {
+    /// Makes the changes that the plans have and that were not tried yet. What was made and is planned again has
+    /// failed. Returns whether anything was tried, so that somebody has to look again.
+    fn round(&mut self, plans: Vec<Planned>, desired: &Desired, node: &mut Node, may_mend: bool) -> bool {
+        self.blocked.clear();
+        let mut tried = false;
+        for (reconciler, plan) in plans {
+            let observed = (reconciler.mode)(desired) == Mode::Observe;
+            let name = reconciler.name;
+            let mut stopped = !may_mend;
+            for Step { change, reason } in self.without_blocked(name, observed, plan).steps {
+                if let Some(item) = self.items.iter_mut().find(|item| item.change == change) {
+                    stopped |= item.is_missed_again();
+                    continue;
+                }
+                let (status, error) = match () {
+                    () if observed => (Status::Observed, None),
+                    () if self.dry_run => (Status::Planned, None),
+                    () if stopped => (Status::Skipped, None),
+                    () => {
+                        tried = true;
+                        self.apply(node, name, &change, &reason)
+                    }
+                };
+                // What follows in the plan builds on it.
+                stopped |= status == Status::Failed;
+                self.items.push(Item { reconciler: name, change, reason, status, error });
+            }
+        }
+        tried
+    }
+
     fn apply(&mut self, node: &mut Node, reconciler: &str, change: &Change, reason: &str) -> (Status, Option<String>) {
         match node.apply(change) {
             Ok(()) => {
@@ -150,8 +172,7 @@ impl Outcome {
     }
 
     /// Puts aside what is blocked in a plan, and returns the rest.
-    fn note_blocked(&mut self, reconciler: &Reconciler, observed: bool, plan: Result<Plan, Arc<str>>) -> Plan {
-        let name = reconciler.name;
+    fn without_blocked(&mut self, name: &'static str, observed: bool, plan: Result<Plan, Arc<str>>) -> Plan {
         let plan = plan.unwrap_or_else(|why| {
             let blocked = Blocked { want: format!("to know what {name} has to do"), because: why.to_string() };
             self.blocked.push(Refused { reconciler: name, blocked, observed, unseen: true });
@@ -162,33 +183,6 @@ impl Outcome {
         Plan { blocked: Vec::new(), ..plan }
     }
 
-    /// The second look: what it still misses was not mended, and what it finds blocked is what counts.
-    fn verify(&mut self, plans: Vec<(&'static Reconciler, Result<Plan, Arc<str>>)>, desired: &Desired) {
-        self.blocked.clear();
-        for (reconciler, plan) in plans {
-            let observed = (reconciler.mode)(desired) == Mode::Observe;
-            let plan = self.note_blocked(reconciler, observed, plan);
-            for Step { change, reason } in plan.steps {
-                match self.items.iter_mut().find(|item| item.change == change) {
-                    Some(item) if item.status == Status::Applied => {
-                        let why =
-                            "the kernel accepted it, but the second look misses it; does another program undo it?";
-                        error!(reconciler = reconciler.name, command = %change, reason, error = why, "failed");
-                        item.status = Status::Failed;
-                        item.error = Some(why.into());
-                    }
-                    Some(_) => {}
-                    None if observed => {}
-                    None => {
-                        warn!(reconciler = reconciler.name, command = %change, reason, "left to the next run");
-                        let (reconciler, status) = (reconciler.name, Status::Skipped);
-                        self.items.push(Item { reconciler, change, reason, status, error: None });
-                    }
-                }
-            }
-        }
-    }
-
     fn log_blocked(&self) {
         for Refused { reconciler, blocked: Blocked { want, because }, observed, .. } in &self.blocked {
             if *observed {
@@ -197,5 +191,18 @@ impl Outcome {
                 warn!(reconciler, want, because, "blocked");
             }
         }
+    }
+}
+
+impl Item {
+    /// A change is planned that was planned before. If it was made, then it did not last.
+    fn is_missed_again(&mut self) -> bool {
+        if self.status == Status::Applied {
+            let why = "the kernel accepted it, but the second look misses it; does another program undo it?";
+            error!(reconciler = self.reconciler, command = %self.change, reason = self.reason, error = why, "failed");
+            self.status = Status::Failed;
+            self.error = Some(why.into());
+        }
+        matches!(self.status, Status::Failed | Status::Skipped)
     }
 }

@@ -258,6 +258,7 @@ fn in_our_words(message: &str) -> String {
     let plain = [
         ("expected u32", "expected a number from 0 to 4294967295"),
         ("expected a boolean", "expected true or false"),
+        ("expected a Value::Tagged enum", "expected one of its names (`node-fixer schema` lists them)"),
         ("expected a sequence", "expected a list"),
         ("invalid type: sequence", "invalid type: a list"),
         ("invalid type: map,", "invalid type: a mapping,"),

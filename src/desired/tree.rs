@@ -32,8 +32,7 @@ pub struct Flaw {
 
 /// Reads one document. An empty one is an empty mapping.
 pub fn read(text: &str) -> Result<Value, Flaw> {
-    if let Some(position) = nested_too_deep(text) {
-        let message = format!("more than {MAX_DEPTH} brackets are open here");
+    if let Some((position, message)) = unfit(text) {
         return Err(Flaw { position, path: String::new(), message });
     }
     let mut track = Track::new();
@@ -50,7 +49,13 @@ pub fn read(text: &str) -> Result<Value, Flaw> {
                 Some(place) => (place.line(), place.column()),
                 None => locate(text, section.get(..1).unwrap_or_default(), End::Key),
             };
-            Err(Flaw { position, path, message: without_place(&error) })
+            let message = without_place(&error);
+            if message.contains("more than one document") {
+                let second = text.lines().collect::<Vec<_>>().iter().rposition(|line| line.starts_with("---"));
+                let message = "a second YAML document begins here; a file has one".into();
+                return Err(Flaw { position: (second.unwrap_or(0) + 1, 1), path: String::new(), message });
+            }
+            Err(Flaw { position, path, message })
         }
     }
 }
@@ -82,17 +87,22 @@ fn flaw<E: de::Error>(message: impl fmt::Display) -> E {
     E::custom(format_args!("\t{message}"))
 }
 
-fn nested_too_deep(text: &str) -> Option<Position> {
+/// What the parser had better not see, or tells without its place.
+fn unfit(text: &str) -> Option<(Position, String)> {
     let mut depth = 0_usize;
     for (line, content) in text.lines().enumerate() {
-        for (column, byte) in content.bytes().enumerate() {
-            match byte {
-                b'[' | b'{' => depth += 1,
-                b']' | b'}' => depth = depth.saturating_sub(1),
+        for (column, c) in content.chars().enumerate() {
+            match c {
+                '[' | '{' => depth += 1,
+                ']' | '}' => depth = depth.saturating_sub(1),
                 _ => {}
             }
+            let position = (line + 1, column + 1);
             if depth > MAX_DEPTH {
-                return Some((line + 1, column + 1));
+                return Some((position, format!("more than {MAX_DEPTH} brackets are open here")));
+            }
+            if c.is_control() && !matches!(c, '\t' | '\r' | '\u{85}') {
+                return Some((position, format!("the control character U+{:04X} is not allowed", u32::from(c))));
             }
         }
     }
@@ -351,7 +361,8 @@ mod tests {
             ("x: &x {a: 1}\ny: {<<: *x}\n", (2, 5), "y.<<", "is a YAML merge"),
             ("x: @\n", (1, 4), "x", "cannot start any token"),
             ("x: *y\n", (1, 4), "x", "unknown anchor"),
-            ("x: 1\n---\ny: 2\n", (1, 1), "", "more than one document"),
+            ("x: 1\n---\ny: 2\n", (2, 1), "", "a second YAML document"),
+            ("x: \"a\u{7}\"\n", (1, 6), "", "control character U+0007"),
             (&deep, (1, 101), "", "more than 100 brackets"),
             (&bomb, (6, 1), "f[0][6][4][5][5]", "aliases (*) multiply"),
             (&wide, (1, 4), "c[0][98]", "more than 300000 values"),

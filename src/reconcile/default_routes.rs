@@ -25,26 +25,27 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     for &family in &desired.default_routes.families {
         let rules: Vec<Rule> = rules::afterwards(desired, live).filter(|rule| rule.family == family).collect();
         let node = Policy { desired, observed, family, rules: &rules };
+        let (mut served, mut unserved) = (BTreeSet::new(), Vec::new());
         for (table, sources) in node.broken_tables()? {
             match node.way_out(table, &sources)? {
                 Way::Out { gateway, dev, has_host_route, evidence } => {
                     let reason = format!("{}; {evidence}", node.complaint(table, &sources));
                     let (host, default) = node.routes(table, gateway, &dev);
                     let missing = (!has_host_route).then_some(host);
-                    plan.steps.extend(
-                        missing
-                            .into_iter()
-                            .chain([default])
-                            .map(|route| Step { change: Change::AddRoute(route), reason: reason.clone() }),
-                    );
+                    let step = |route| Step { change: Change::AddRoute(route), reason: reason.clone() };
+                    plan.steps.extend(missing.into_iter().chain([default]).map(step));
+                    served.extend(sources);
                 }
-                Way::Blocked(because) => {
-                    let want = format!("a default route ({family}): {}", node.complaint(table, &sources));
-                    plan.blocked.push(Blocked { want, because });
-                }
+                Way::Blocked(because) => unserved.push((table, sources, because)),
                 Way::OfVrf => {}
             }
         }
+        // A source that gets a way out by another of its tables is broken no longer.
+        unserved.retain(|(_, sources, _)| !sources.is_subset(&served));
+        plan.blocked.extend(unserved.into_iter().map(|(table, sources, because)| {
+            let want = format!("a default route ({family}): {}", node.complaint(table, &sources));
+            Blocked { want, because }
+        }));
     }
     Ok(plan)
 }
@@ -101,12 +102,16 @@ impl Policy<'_> {
     fn without_default(&self, tables: BTreeSet<u32>) -> Result<BTreeSet<u32>, Gap> {
         let seen = self.observed.routes(tables.iter().map(|table| RouteSet::Table(self.family, *table)))?;
         let declared = |table| routes::declares_default(self.desired, self.family, table);
-        let lacking = tables.into_iter().zip(seen).filter(|(table, live)| !has_default(live) && !declared(*table));
+        let lacking = tables
+            .into_iter()
+            .zip(seen)
+            .filter(|(table, live)| !has_default(&routes::staying(self.desired, live)) && !declared(*table));
         Ok(lacking.map(|(table, _)| table).collect())
     }
 
-    fn table(&self, table: u32) -> Result<&[SeenRoute], Gap> {
-        Ok(self.observed.routes([RouteSet::Table(self.family, table)])?.first().copied().unwrap_or_default())
+    fn table(&self, table: u32) -> Result<Vec<&SeenRoute>, Gap> {
+        let seen = self.observed.routes([RouteSet::Table(self.family, table)])?;
+        Ok(routes::staying(self.desired, seen.first().copied().unwrap_or_default()))
     }
 
     fn link(&self, index: u32) -> Result<Option<&Link>, Gap> {
@@ -116,7 +121,7 @@ impl Policy<'_> {
     /// The kinds of evidence, best first.
     fn way_out(&self, table: u32, sources: &BTreeSet<IpAddr>) -> Result<Way, Gap> {
         let live = self.table(table)?;
-        let used: BTreeSet<u32> = live.iter().filter_map(SeenRoute::oif).collect();
+        let used: BTreeSet<u32> = live.iter().filter_map(|route| route.oif()).collect();
         if self.observed.links(used.iter().copied())?.iter().flatten().any(|link| link.vrf_slave) {
             return Ok(Way::OfVrf);
         }
@@ -204,7 +209,7 @@ impl Policy<'_> {
         let name = &link.dev.name;
         let main = self.table(TABLE_MAIN)?;
         let defaults = main.iter().filter(|route| route.to.network_length() == 0);
-        let gateways: BTreeSet<IpAddr> = defaults.filter_map(SeenRoute::via).collect();
+        let gateways: BTreeSet<IpAddr> = defaults.filter_map(|route| route.via()).collect();
         let subnets = self.subnets(index)?;
         let inside: Vec<_> = gateways.iter().filter(|gateway| is_inside(**gateway, &subnets)).collect();
         match inside.as_slice() {
@@ -330,7 +335,7 @@ fn source_and_table(rule: &Rule) -> Option<(IpAddr, u32)> {
 }
 
 /// Whether there is any route of the default class: of any kind and metric, or the two halves of everything.
-fn has_default(routes: &[SeenRoute]) -> bool {
+fn has_default(routes: &[&SeenRoute]) -> bool {
     let halves = routes.iter().filter(|route| route.to.network_length() == 1);
     let halves: BTreeSet<IpAddr> = halves.map(|route| route.to.first_address()).collect();
     halves.len() == 2 || routes.iter().any(|route| route.to.network_length() == 0)

@@ -104,7 +104,7 @@ mod tests {
     ];
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn a_second_plan_is_empty_and_what_others_own_stays(text in node(), yaml in prop::sample::select(&DECLARATIONS)) {

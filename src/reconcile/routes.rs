@@ -44,6 +44,11 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     Ok(plan)
 }
 
+/// Those of a table's routes that will be there when this section's plan is done.
+pub fn staying<'a>(desired: &Desired, live: &'a [SeenRoute]) -> Vec<&'a SeenRoute> {
+    live.iter().filter(|route| route.protocol != PROTO_DECLARED || is_declared(desired, route)).collect()
+}
+
 /// Whether a default route of this table is declared.
 pub fn declares_default(desired: &Desired, family: Family, table: u32) -> bool {
     let declared = desired.routes.iter().map(|wish| wish.to_route(None));

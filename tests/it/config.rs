@@ -1,0 +1,89 @@
+//! Configuration: a corpus of bad ones, each with the error it must give, and how files combine.
+
+use std::fs;
+
+use crate::kit::{finish, node_fixer};
+
+/// Each file of tests/bad-config begins with `# LINE:COLUMN: the rest of the message`, a part of which is enough.
+#[test]
+fn every_bad_configuration_is_told_what_is_wrong_with_it_and_where() {
+    let mut seen = 0;
+    let mut wrong = Vec::new();
+    for entry in fs::read_dir("tests/bad-config").unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        let first = String::from_utf8_lossy(bytes.split(|byte| *byte == b'\n').next().unwrap()).into_owned();
+        let expected = first.strip_prefix("# ").unwrap_or_else(|| panic!("{path:?} begins with {first:?}"));
+        for args in [&["check-config"][..], &["--dry-run"], &[]] {
+            let ran = finish(node_fixer().arg("--config").arg(&path).args(args).output().unwrap());
+            let message = format!("{}:{expected}", path.display());
+            if ran.code != 78 || !ran.err.contains(&message) || !ran.out.is_empty() {
+                wrong.push(format!("{args:?} {path:?}\n  want {message}\n  got  {} {}", ran.code, ran.err));
+                break;
+            }
+        }
+        seen += 1;
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen >= 30, "the corpus has shrunk to {seen}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_an_error_too() {
+    for (file, said) in [("/no/such/file", "No such file"), ("/", "directory"), ("/proc/self/mem", "cannot read")] {
+        let ran = finish(node_fixer().args(["--config", file, "check-config"]).output().unwrap()).expect(78);
+        assert!(ran.err.contains(file) && ran.err.contains(said), "{ran:?}");
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let large = directory.path().join("large.yaml");
+    fs::write(&large, format!("version: 1\n#{}\n", "x".repeat(1 << 20))).unwrap();
+    let ran = finish(node_fixer().arg("--config").arg(&large).arg("check-config").output().unwrap()).expect(78);
+    assert!(ran.err.contains("large.yaml:1:1: .: is larger than 1 MiB"), "{ran:?}");
+}
+
+#[test]
+fn drop_ins_are_merged_and_the_result_says_where_from() {
+    let directory = tempfile::tempdir().unwrap();
+    let main = directory.path().join("main.yaml");
+    fs::write(&main, "version: 1\nrp_filter:\n  mode: observe\n  value: strict\n").unwrap();
+    fs::create_dir(directory.path().join("config.d")).unwrap();
+    for (name, text) in [
+        ("20-last.yaml", "rp_filter: {value: loose}\n"),
+        ("10-first.yaml", "rp_filter:\n  value: off\nroutes: [{to: default, dev: eth1, table: 7}]\n"),
+        ("notes.txt", "not: [yaml"),
+        (".hidden.yaml", "not: [yaml"),
+    ] {
+        fs::write(directory.path().join("config.d").join(name), text).unwrap();
+    }
+    let run = |args: &[&str]| finish(node_fixer().arg("--config").arg(&main).args(args).output().unwrap());
+    let yaml = run(&["check-config"]).expect(0).out;
+    for (start, end) in [
+        ("  mode: \"observe\" ", "main.yaml:3"),
+        ("  value: \"loose\" ", "config.d/20-last.yaml:1"),
+        ("  families: [\"ipv4\",\"ipv6\"] ", "# built-in default"),
+        ("routes:", "config.d/10-first.yaml:3"),
+    ] {
+        assert!(yaml.lines().any(|line| line.starts_with(start) && line.ends_with(end)), "{start}: {yaml}");
+    }
+    let reread = directory.path().join("again.yaml");
+    fs::create_dir(directory.path().join("empty")).unwrap();
+    let reread = reread.parent().unwrap().join("empty").join("again.yaml");
+    fs::write(&reread, &yaml).unwrap();
+    let again =
+        finish(node_fixer().arg("--config").arg(&reread).args(["check-config", "--output", "json"]).output().unwrap());
+    let json = run(&["check-config", "--output", "json"]).expect(0).json();
+    assert_eq!(again.expect(0).json()["config"], json["config"], "what is printed is a configuration");
+    assert!(json["sources"]["rp_filter.value"].as_str().unwrap().ends_with("20-last.yaml:1"), "{json}");
+    fs::write(directory.path().join("config.d/30.yaml"), "\n\nrp_filtre: {}\n").unwrap();
+    let ran = run(&["check-config"]).expect(78);
+    assert!(
+        ran.err.contains("config.d/30.yaml:3:1: rp_filtre: unknown key `rp_filtre`; did you mean `rp_filter`?"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn the_schema_is_printed() {
+    let schema = finish(node_fixer().arg("schema").output().unwrap()).expect(0).json();
+    assert!(schema["properties"]["rp_filter"].is_object(), "{schema}");
+}

@@ -1,0 +1,261 @@
+//! Network namespaces of a test's own, and a worker node in them that reads like prose.
+//!
+//! A thread stands in each namespace (setns is by thread); programs that it starts stand there too. Nothing has
+//! a name outside the test, and all is gone with its last descriptor.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use nix::sched::{CloneFlags, setns, unshare};
+use serde_json::Value;
+
+/// A network namespace with its loopback up.
+pub struct Netns(File);
+
+impl Netns {
+    pub fn new() -> Netns {
+        let namespace = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)
+                .expect("tests make network namespaces of their own, which takes CAP_SYS_ADMIN; run them by tests/run");
+            File::open("/proc/thread-self/ns/net").unwrap()
+        });
+        let namespace = Netns(namespace.join().expect("no network namespace"));
+        namespace.ip("link set lo up");
+        namespace
+    }
+
+    /// Runs the closure in the namespace.
+    pub fn enter<T: Send>(&self, inside: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&self.0, CloneFlags::CLONE_NEWNET).unwrap();
+                inside()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// What `ip link set … netns` takes.
+    fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
+    }
+
+    pub fn output(&self, command: &mut Command) -> Output {
+        self.enter(|| command.stdin(Stdio::null()).output())
+            .unwrap_or_else(|error| panic!("{command:?}: {error}; tests/run installs what the tests need"))
+    }
+
+    /// Runs a program that must succeed; its stdout.
+    pub fn run(&self, program: &str, args: &[&str]) -> String {
+        let output = self.output(Command::new(program).args(args));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{program} {args:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// `ip …`, words separated by spaces.
+    pub fn ip(&self, words: &str) -> String {
+        self.run("ip", &words.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// `ip -j …`
+    pub fn ip_json(&self, words: &str) -> Value {
+        serde_json::from_str(&self.ip(&format!("-j {words}"))).unwrap()
+    }
+
+    /// The value of a sysctl by its path below /proc/sys.
+    pub fn sysctl(&self, path: &str) -> String {
+        let path = format!("/proc/sys/{path}");
+        self.enter(|| std::fs::read_to_string(&path)).unwrap_or_else(|error| panic!("{path}: {error}")).trim().into()
+    }
+
+    pub fn set_sysctl(&self, path: &str, value: &str) {
+        let path = format!("/proc/sys/{path}");
+        self.enter(|| std::fs::write(&path, value)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+
+    /// Whether a ping from the address is answered.
+    pub fn pings(&self, from: &str, to: &str) -> bool {
+        let args = ["-n", "-q", "-c", "1", "-W", "2", "-I", from, to];
+        self.output(Command::new("ping").args(args)).status.success()
+    }
+
+    /// Everything that iproute2 shows of rules, routes and rp_filter, for comparisons.
+    pub fn state(&self) -> String {
+        let shown = ["-4 rule", "-6 rule", "-4 route show table all", "-6 route show table all"];
+        let mut state: Vec<String> = shown.iter().map(|what| self.ip(&format!("-N {what}"))).collect();
+        let mut names: Vec<PathBuf> = self.enter(|| {
+            std::fs::read_dir("/proc/sys/net/ipv4/conf").unwrap().map(|entry| entry.unwrap().path()).collect()
+        });
+        names.sort();
+        let value = |path: &Path| self.enter(|| std::fs::read_to_string(path.join("rp_filter"))).unwrap();
+        state.extend(names.iter().map(|path| format!("{}={}", path.display(), value(path).trim())));
+        state.join("\n")
+    }
+}
+
+/// What a run of node-fixer said and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ran {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The commands of a JSON report.
+    pub fn commands(&self) -> Vec<String> {
+        let changes = self.json()["changes"].clone();
+        changes.as_array().unwrap().iter().map(|change| change["command"].as_str().unwrap().to_owned()).collect()
+    }
+
+    pub fn expect(self, code: i32) -> Ran {
+        assert_eq!(self.code, code, "{self:?}");
+        self
+    }
+}
+
+pub fn node_fixer() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_node-fixer"));
+    command.env_remove("JOURNAL_STREAM");
+    command
+}
+
+pub fn finish(output: Output) -> Ran {
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A worker node with two uplinks to a VPC's router, each in a subnet of its own (10.0.N.0/24 and fd00:N::/64),
+/// and a server beyond it (192.0.2.1, 2001:db8::1). The router drops what leaves by the wrong uplink, as a
+/// cloud's source check does. The second uplink is set up as the VPC CNI does it.
+pub struct Worker {
+    pub net: Netns,
+    pub router: Netns,
+    pods: Vec<Netns>,
+    pub directory: tempfile::TempDir,
+}
+
+impl Worker {
+    pub fn new() -> Worker {
+        let directory = tempfile::tempdir().unwrap();
+        let worker = Worker { net: Netns::new(), router: Netns::new(), pods: Vec::new(), directory };
+        for family in ["ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"] {
+            worker.net.set_sysctl(&format!("net/{family}"), "1");
+            worker.router.set_sysctl(&format!("net/{family}"), "1");
+        }
+        for all in ["all", "default"] {
+            worker.net.set_sysctl(&format!("net/ipv4/conf/{all}/rp_filter"), "0");
+            worker.net.set_sysctl(&format!("net/ipv6/conf/{all}/accept_dad"), "0");
+            worker.router.set_sysctl(&format!("net/ipv6/conf/{all}/accept_dad"), "0");
+        }
+        worker.router.ip("addr add 192.0.2.1/32 dev lo");
+        worker.router.ip("addr add 2001:db8::1/128 dev lo");
+        worker.uplink(0);
+        worker.uplink(1);
+        worker.net.ip("route add default via 10.0.0.1 dev eth0");
+        worker.net.ip("-6 route add default via fd00:0::1 dev eth0");
+        worker.with_policy_table("10.0.1.1", "eth1", 2).with_rule("32765", "10.0.1.10", 2)
+    }
+
+    /// An uplink ethN with 10.0.N.10, to the router's 10.0.N.1; strict, as some distributions have it.
+    pub fn uplink(&self, number: u8) {
+        let n = number;
+        let net = &self.net;
+        // Addresses of their own choice, so that two nodes of a test are alike.
+        let mac = |end| format!("02:00:00:00:{end:02x}:{n:02x}");
+        net.ip(&format!("link add eth{n} address {} type veth peer name r{n} netns {}", mac(1), self.router.path()));
+        net.ip(&format!("addr add 10.0.{n}.10/24 dev eth{n}"));
+        net.ip(&format!("addr add fd00:{n}::10/64 dev eth{n}"));
+        net.ip(&format!("link set eth{n} up"));
+        net.set_sysctl(&format!("net/ipv4/conf/eth{n}/rp_filter"), "1");
+        self.router.ip(&format!("addr add 10.0.{n}.1/24 dev r{n}"));
+        self.router.ip(&format!("addr add fd00:{n}::1/64 dev r{n}"));
+        self.router.ip(&format!("link set r{n} up"));
+        // The source check: what comes in by an uplink must be of its subnet.
+        self.router.set_sysctl(&format!("net/ipv4/conf/r{n}/rp_filter"), "1");
+    }
+
+    /// A pod with an address of the second uplink's subnet, and the CNI's rules and route for it.
+    pub fn with_pod(mut self, last: u8) -> Worker {
+        let pod = Netns::new();
+        let name = format!("eni{last:011x}");
+        let address = format!("10.0.1.{last}");
+        let mac = format!("02:00:00:00:02:{last:02x}");
+        self.net.ip(&format!("link add {name} address {mac} type veth peer name eth0 netns {}", pod.path()));
+        self.net.ip(&format!("link set {name} up"));
+        self.net.set_sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "2");
+        self.net.ip(&format!("route add {address}/32 dev {name} scope link"));
+        self.net.set_sysctl(&format!("net/ipv4/conf/{name}/proxy_arp"), "1");
+        pod.ip(&format!("addr add {address}/32 dev eth0"));
+        pod.ip("link set eth0 up");
+        pod.ip("route add 169.254.1.1 dev eth0 scope link");
+        pod.ip("route add default via 169.254.1.1 dev eth0");
+        self.router.ip(&format!("route add {address}/32 via 10.0.1.10 dev r1"));
+        self.net.ip(&format!("rule add priority 512 to {address} lookup main"));
+        self.net.ip(&format!("rule add priority 1536 from {address} lookup 2"));
+        self.pods.push(pod);
+        self
+    }
+
+    pub fn pod(&self, number: usize) -> &Netns {
+        &self.pods[number]
+    }
+
+    pub fn with_policy_table(self, gateway: &str, dev: &str, table: u32) -> Worker {
+        let family = if gateway.contains(':') { "-6" } else { "-4" };
+        self.net.ip(&format!("{family} route add {gateway} dev {dev} table {table} scope link"));
+        self.net.ip(&format!("{family} route add default via {gateway} dev {dev} table {table}"));
+        self
+    }
+
+    pub fn with_rule(self, priority: &str, from: &str, table: u32) -> Worker {
+        let family = if from.contains(':') { "-6" } else { "-4" };
+        self.net.ip(&format!("{family} rule add priority {priority} from {from} lookup {table}"));
+        self
+    }
+
+    pub fn without_default(self, table: u32) -> Worker {
+        self.net.ip(&format!("route del default table {table}"));
+        self
+    }
+
+    pub fn with_loose_rp_filter(self) -> Worker {
+        for name in ["default", "eth0", "eth1"] {
+            self.net.set_sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "2");
+        }
+        self
+    }
+
+    /// Writes a configuration of these sections, and returns its path.
+    pub fn config(&self, sections: &str) -> PathBuf {
+        let path = self.directory.path().join("config.yaml");
+        std::fs::write(&path, format!("version: 1\n{sections}\n")).unwrap();
+        path
+    }
+
+    /// node-fixer on this node, with a state directory of the test's own.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = node_fixer();
+        let config = self.directory.path().join("config.yaml");
+        if !config.exists() {
+            self.config("");
+        }
+        command.arg("--config").arg(config);
+        command.arg("--state-dir").arg(self.directory.path().join("state")).args(args);
+        command
+    }
+
+    pub fn fix(&self, args: &[&str]) -> Ran {
+        finish(self.net.output(&mut self.command(args)))
+    }
+}

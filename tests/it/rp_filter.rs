@@ -1,0 +1,94 @@
+//! Reverse path filters.
+
+use crate::kit::Worker;
+
+#[test]
+fn strict_uplinks_become_loose_and_nothing_else_changes() {
+    let node = Worker::new().with_pod(100);
+    node.net.ip("link add docker0 type bridge");
+    for name in ["docker0", "default", "eth0", "eth1", "eni00000000064"] {
+        node.net.set_sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "1");
+    }
+    let ran = node.fix(&["--output", "json"]).expect(0);
+    assert_eq!(ran.commands().len(), 4, "{ran:?}");
+    for (name, value) in [
+        ("default", "2"),
+        ("eth0", "2"),
+        ("eth1", "2"),
+        ("eni00000000064", "2"),
+        ("docker0", "1"),
+        ("lo", "0"),
+        ("all", "0"),
+    ] {
+        assert_eq!(node.net.sysctl(&format!("net/ipv4/conf/{name}/rp_filter")), value, "{name}");
+    }
+    assert_eq!(node.net.run("sysctl", &["-n", "net.ipv4.conf.eth1.rp_filter"]), "2\n");
+}
+
+#[test]
+fn names_with_dots_capitals_and_worse_are_reached() {
+    let node = Worker::new().with_loose_rp_filter();
+    node.config("rp_filter: {interfaces: '.'}");
+    let names = ["eth0.100", "enP2p4s0", "a$(id)", "it's", "-n", "x;y"];
+    for name in names {
+        node.net.run("ip", &["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"]);
+        node.net.run("ip", &["link", "set", "dev", "veth0", "name", name]);
+        node.net.run("ip", &["link", "del", "veth1"]);
+        node.net.run("ip", &["link", "add", name, "type", "bridge"]);
+        node.net.set_sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "1");
+    }
+    let script = node.fix(&["--dry-run"]).expect(0).out;
+    node.net.run("sh", &["-c", &script]);
+    for name in names {
+        let path = format!("net/ipv4/conf/{name}/rp_filter");
+        assert_eq!(node.net.sysctl(&path), "2", "{name} by the script:\n{script}");
+        node.net.set_sysctl(&path, "1");
+    }
+    node.fix(&[]).expect(0);
+    for name in names {
+        assert_eq!(node.net.sysctl(&format!("net/ipv4/conf/{name}/rp_filter")), "2", "{name}");
+    }
+}
+
+#[test]
+fn a_name_that_is_not_utf_8_hides_nothing() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::process::Command;
+    let node = Worker::new().with_pod(100).without_default(2);
+    let odd = OsStr::from_bytes(b"eth\xff9");
+    let made = node.net.output(Command::new("ip").args(["link", "add"]).arg(odd).args(["type", "bridge"]));
+    assert!(made.status.success(), "{made:?}");
+    node.net.output(Command::new("ip").args(["rule", "add", "priority", "5", "iif"]).arg(odd).args(["lookup", "main"]));
+    node.net.output(Command::new("ip").args(["addr", "add", "10.77.0.1/24", "dev"]).arg(odd));
+    node.config("rp_filter: {interfaces: '^eth'}");
+    let script = node.fix(&["--dry-run"]).expect(0).out;
+    assert!(script.contains(r"\377"), "{script}");
+    let ran = node.fix(&["--output", "json"]).expect(0);
+    assert_eq!(ran.commands().len(), 4, "default, eth0, eth1 and the odd one: {ran:?}");
+}
+
+#[test]
+fn what_conf_all_overrules_is_blocked() {
+    let node = Worker::new();
+    node.net.set_sysctl("net/ipv4/conf/all/rp_filter", "2");
+    node.config("rp_filter: {value: strict, replace: [off]}");
+    let ran = node.fix(&["--output", "json"]).expect(1);
+    assert!(ran.json()["blocked"][0]["because"].as_str().unwrap().contains("net.ipv4.conf.all.rp_filter is 2"));
+    assert_eq!(node.net.sysctl("net/ipv4/conf/all/rp_filter"), "2", "conf/all is never written");
+}
+
+#[test]
+fn a_thousand_interfaces_are_set_in_one_run() {
+    let node = Worker::new();
+    node.net.set_sysctl("net/ipv4/conf/default/rp_filter", "1");
+    let batch: String =
+        (0..500).map(|n| format!("link add eni{n:011x} type veth peer name eni{:011x}\n", n + 500)).collect();
+    let file = node.directory.path().join("batch");
+    std::fs::write(&file, batch).unwrap();
+    node.net.run("ip", &["-batch", file.to_str().unwrap()]);
+    let ran = node.fix(&["--output", "json"]).expect(0);
+    assert_eq!(ran.commands().len(), 1003);
+    assert!(!node.net.state().contains("eni000000003e7=1"));
+    assert_eq!(node.net.sysctl("net/ipv4/conf/eni000000003e7/rp_filter"), "2");
+}
