@@ -2,7 +2,7 @@
  * The obvious floor: what the kernel charges for handing out what node-fixer has to know, to a
  * program that starts at once and understands nothing of it. One socket; one strict dump, filtered
  * in the kernel, each of the IPv4 and IPv6 rules, of the tables main and 2, of the links without
- * their statistics, and of netconf, which holds every rp_filter.
+ * the statistics that the kernel lets one skip, and of netconf, which holds every rp_filter.
  *
  *     cc -O2 -static -o floor floor.c
  */

@@ -249,7 +249,12 @@ pub fn attributes(
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_core::NLM_F_CREATE;
+
+    use super::super::message::{self, RTM_NEWRULE};
     use super::*;
+    use crate::net::{Family, Rule, Selector};
+    use crate::observed::RouteSet;
 
     fn message(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
         let mut bytes = ((HEADER + payload.len()) as u32).to_ne_bytes().to_vec();
@@ -318,6 +323,108 @@ mod tests {
         payload.extend(b"Nix\0");
         let refused = answer(&[message(NLMSG_ERROR, NLM_F_ACK_TLVS, 7, &payload)]);
         assert_eq!(refused.unwrap_err().to_string(), "Nix (Invalid argument (os error 22))");
+    }
+
+    /// A socket in a network namespace of this test's own, with that many rules.
+    fn in_netns<T: Send + 'static>(rules: u32, test: impl FnOnce(Netlink) -> T + Send + 'static) -> T {
+        let inside = move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)
+                .expect("this test makes a network namespace, which takes CAP_SYS_ADMIN; run it by tests/run");
+            let mut netlink = Netlink::open().unwrap();
+            for priority in 1..=rules {
+                netlink.change(RTM_NEWRULE, NLM_F_CREATE, &message::rule(&a_rule(priority)).unwrap()).unwrap();
+            }
+            test(netlink)
+        };
+        std::thread::spawn(inside).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    fn a_rule(priority: u32) -> Rule {
+        let selector = Selector { from: None, to: None, fwmark: None, iif: None, oif: None };
+        Rule { family: Family::V4, priority, selector, table: 7, protocol: 0 }
+    }
+
+    fn priorities(netlink: &mut Netlink) -> Result<Vec<u32>, NetlinkError> {
+        let rules = netlink.dump(message::RTM_GETRULE, &message::all_rules(), message::seen_rule)?;
+        let ours = rules.iter().filter_map(|rule| rule.lookup()).filter(|rule| rule.table == 7);
+        Ok(ours.map(|rule| rule.priority).collect())
+    }
+
+    #[test]
+    fn a_table_that_does_not_exist_is_told_from_an_empty_one() {
+        let answer = in_netns(0, |mut netlink| {
+            let set = RouteSet::Table(Family::V4, 4711);
+            netlink.dump(message::RTM_GETROUTE, &message::routes(&set), |route| message::seen_route(route, &set))
+        });
+        assert!(matches!(answer, Err(NetlinkError::Refused { errno: Errno::ENOENT, .. })), "{answer:?}");
+    }
+
+    #[test]
+    fn a_dump_that_the_kernel_finds_invalid_is_an_error() {
+        let answer = in_netns(0, |mut netlink| {
+            let mut request = message::routes(&RouteSet::Table(Family::V4, 254));
+            request.header.tos = 4;
+            netlink.dump(message::RTM_GETROUTE, &request, |_| Ok(Some(())))
+        });
+        let Err(NetlinkError::Refused { errno: Errno::EINVAL, text: Some(text) }) = answer else {
+            panic!("an invalid filter passed for an empty table: {answer:?}");
+        };
+        assert!(text.contains("Invalid values in header"), "{text}");
+    }
+
+    #[test]
+    fn a_datagram_that_does_not_fit_is_asked_for_again() {
+        let found = in_netns(300, |mut netlink| {
+            netlink.buffer.truncate(100);
+            priorities(&mut netlink)
+        });
+        assert_eq!(found, Ok((1..=300).collect()));
+    }
+
+    #[test]
+    fn an_interrupted_dump_is_noticed_and_never_half() {
+        const STABLE: u32 = 400;
+        in_netns(STABLE, |mut netlink| {
+            let stop = std::sync::atomic::AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                // Another program that adds and deletes a rule, as fast as it can.
+                scope.spawn(|| {
+                    let mut other = Netlink::open().unwrap();
+                    let rule = message::rule(&a_rule(STABLE + 1)).unwrap();
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        other.change(RTM_NEWRULE, NLM_F_CREATE, &rule).unwrap();
+                        other.change(message::RTM_DELRULE, 0, &rule).unwrap();
+                    }
+                });
+                let mut interrupted = 0;
+                let mut whole = 0;
+                for _ in 0..100_000 {
+                    // Small reads make a dump take many of them, so that changes fall between.
+                    netlink.buffer.truncate(4096);
+                    let request = netlink.request(message::RTM_GETRULE, NLM_F_DUMP, &message::all_rules());
+                    match netlink.exchange(&request, &mut |_, _| Ok(())) {
+                        Ok(()) => {}
+                        Err(NetlinkError::Interrupted) => interrupted += 1,
+                        Err(other) => panic!("{other}"),
+                    }
+                    match priorities(&mut netlink) {
+                        Ok(mut found) => {
+                            found.retain(|priority| *priority <= STABLE);
+                            assert_eq!(found, (1..=STABLE).collect::<Vec<_>>(), "a dump lacks or doubles rules");
+                            whole += 1;
+                        }
+                        Err(NetlinkError::Interrupted) => {}
+                        Err(other) => panic!("{other}"),
+                    }
+                    if interrupted >= 20 && whole >= 20 {
+                        break;
+                    }
+                }
+                stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                assert!(interrupted >= 20, "the kernel interrupted only {interrupted} dumps");
+                assert!(whole >= 20, "only {whole} dumps became whole");
+            });
+        });
     }
 
     proptest::proptest! {
