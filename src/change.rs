@@ -2,15 +2,21 @@
 
 use std::fmt;
 
-use crate::net::{Route, Rule, SysctlKey, shell_word};
+use crate::memory::Memory;
+use crate::net::{Route, Rule, SysctlKey};
+use crate::pod::{PodId, PodQuery};
 
 /// What one reconciler wants done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// In the order in which they must be made.
     pub steps: Vec<Step>,
+    /// What is to be done, but not now.
+    pub held: Vec<Step>,
     /// What should be done and cannot safely be.
     pub blocked: Vec<Blocked>,
+    /// What the next run is to know, where no step says it. Written when it differs from what is known.
+    pub remember: Option<Memory>,
 }
 
 /// A change and the reason for it.
@@ -29,6 +35,20 @@ pub struct Blocked {
     pub want: String,
     /// The evidence that was found, and what an operator would do.
     pub because: String,
+    /// Whether it is a look that failed, so that nobody knows what there is to do.
+    pub unseen: bool,
+}
+
+impl Blocked {
+    /// A wish with the evidence against it.
+    pub fn new(want: String, because: String) -> Blocked {
+        Blocked { want, because, unseen: false }
+    }
+
+    /// A look that failed, and what should have come of it.
+    pub fn unseen(want: String, because: String) -> Blocked {
+        Blocked { want, because, unseen: true }
+    }
 }
 
 /// One change of the node. Its `Display` is the command that an operator would type for it: the line of a dry
@@ -52,6 +72,31 @@ pub enum Change {
         /// What to write.
         value: String,
     },
+    /// Stops and removes a pod's sandbox, and waits until another one is ready.
+    RestartPod(Box<RestartPod>),
+}
+
+/// The restart of a pod, and what is remembered at each turn of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestartPod {
+    /// How to ask for the pod.
+    pub query: PodQuery,
+    /// Its sandbox; `None` where it was not looked for yet.
+    pub id: Option<PodId>,
+    /// Before anything is done.
+    pub begun: Memory,
+    /// When another sandbox is ready.
+    pub ended: Memory,
+    /// When something failed.
+    pub failed: Memory,
+}
+
+impl fmt::Display for RestartPod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = self.id.as_ref().map_or("ID", PodId::as_str);
+        let command = |verb| self.query.command(&self.query.args(&[verb, id]));
+        write!(f, "{} && {}", command("stopp"), command("rmp"))
+    }
 }
 
 /// What a change does to its object, in the words of the JSON report.
@@ -64,6 +109,8 @@ pub enum Action {
     Update,
     /// Something goes.
     Delete,
+    /// Something is made anew.
+    Restart,
 }
 
 impl Change {
@@ -73,6 +120,7 @@ impl Change {
             Change::AddRoute(_) | Change::AddRule(_) => Action::Create,
             Change::ReplaceRoute(_) | Change::SetSysctl { .. } => Action::Update,
             Change::DeleteRoute(_) | Change::DeleteRule(_) => Action::Delete,
+            Change::RestartPod(_) => Action::Restart,
         }
     }
 
@@ -82,6 +130,7 @@ impl Change {
             Change::AddRoute(_) | Change::ReplaceRoute(_) | Change::DeleteRoute(_) => "route",
             Change::AddRule(_) | Change::DeleteRule(_) => "rule",
             Change::SetSysctl { .. } => "sysctl",
+            Change::RestartPod(_) => "pod",
         }
     }
 }
@@ -94,9 +143,8 @@ impl fmt::Display for Change {
             Change::DeleteRoute(route) => f.write_str(&route.command("del")),
             Change::AddRule(rule) => f.write_str(&rule.command("add")),
             Change::DeleteRule(rule) => f.write_str(&rule.command("del")),
-            Change::SetSysctl { key, value } => {
-                write!(f, "sysctl -w {key}={}", shell_word(value.as_bytes()))
-            }
+            Change::SetSysctl { key, value } => f.write_str(&key.command(value)),
+            Change::RestartPod(restart) => restart.fmt(f),
         }
     }
 }

@@ -59,7 +59,7 @@ impl Cli {
 /// What every command takes.
 #[derive(Debug, clap::Args)]
 pub struct Common {
-    /// Configuration [default: /etc/node-fixer/config.yaml, or else the built-in one]
+    /// Configuration; config.d/*.yaml beside it are merged [default: /etc/node-fixer/config.yaml, or else built in]
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 

@@ -55,7 +55,7 @@ pub fn exit_code_of(error: &anyhow::Error) -> u8 {
 
 fn dry_run(cli: &Cli) -> anyhow::Result<u8> {
     let desired = load(&cli.common)?.desired;
-    let outcome = run::run(&desired, &mut open()?, true);
+    let outcome = run::run(&desired, &mut open(cli)?, true);
     print(&match cli.common.output {
         Output::Text => report::script(&outcome),
         Output::Json => report::json(&outcome)?,
@@ -73,14 +73,14 @@ fn real_run(cli: &Cli) -> anyhow::Result<u8> {
         return Err(NotPermitted.into());
     }
     let _lock = Lock::take(&cli.state_dir)?;
-    let outcome = run::run(&desired, &mut open()?, false);
+    let outcome = run::run(&desired, &mut open(cli)?, false);
     print(&match cli.common.output {
         Output::Text => report::text(&outcome, io::stdout().is_terminal()),
         Output::Json => report::json(&outcome)?,
     })?;
     Ok(match () {
         () if outcome.not_permitted => EXIT_NOT_PERMITTED,
-        () if outcome.converged() => EXIT_OK,
+        () if outcome.all_well() => EXIT_OK,
         () => EXIT_FAILED,
     })
 }
@@ -98,8 +98,8 @@ fn load(common: &Common) -> Result<Loaded, ConfigError> {
     desired::load(common.config.as_deref())
 }
 
-fn open() -> anyhow::Result<Node> {
-    Node::open().context("cannot open a netlink socket to look at the network")
+fn open(cli: &Cli) -> anyhow::Result<Node> {
+    Node::open(&cli.state_dir, !cli.dry_run).context("cannot open a netlink socket to look at the network")
 }
 
 /// Writes the result. Whoever closed the pipe has read enough.

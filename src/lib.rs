@@ -8,7 +8,8 @@
 //!    says whether all is as it should be.
 //! 4. A reconciler compares the desired with the [`observed`] state and returns a plan of [`change`]s. It is a
 //!    pure function. Where something has not been looked at yet it says so, and is asked again after the look.
-//! 5. [`sys`] looks and applies: the only code that touches the system. Everything speaks in the nouns of [`net`].
+//! 5. [`sys`] looks and applies: the only code that touches the system. Everything speaks in the nouns of [`net`]
+//!    and [`pod`]. What the next run has to know is [`memory`].
 //! 6. [`report`] shows what came of it, as a script, as text or as JSON.
 
 pub mod change;
@@ -16,8 +17,10 @@ pub mod cli;
 pub mod command;
 pub mod desired;
 pub mod log;
+pub mod memory;
 pub mod net;
 pub mod observed;
+pub mod pod;
 pub mod reconcile;
 pub mod report;
 pub mod run;

@@ -28,6 +28,16 @@ pub const KERNEL_PRIORITIES: [u32; 3] = [0, 32766, 32767];
 /// (AWS VPC CNI 1.20 and later).
 pub const UPLINK_RULE_PRIORITY: u32 = 32765;
 
+/// A table as iproute2 takes it, whatever its rt_tables file says: it knows these three names by itself.
+pub fn table_name(table: u32) -> Cow<'static, str> {
+    match table {
+        TABLE_DEFAULT => "default".into(),
+        TABLE_MAIN => "main".into(),
+        TABLE_LOCAL => "local".into(),
+        number => number.to_string().into(),
+    }
+}
+
 /// An address family that is routed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -239,7 +249,7 @@ impl fmt::Display for Route {
         if let Some(dev) = &self.dev {
             write!(f, " dev {}", dev.name)?;
         }
-        write!(f, " table {} proto {}", self.table, self.protocol)?;
+        write!(f, " table {} proto {}", table_name(self.table), self.protocol)?;
         if self.family() == Family::V4 {
             write!(f, " scope {}", self.scope)?;
         }
@@ -314,7 +324,7 @@ impl fmt::Display for Rule {
         if let Some(oif) = oif {
             write!(f, " oif {oif}")?;
         }
-        write!(f, " lookup {} protocol {}", self.table, self.protocol)
+        write!(f, " lookup {} protocol {}", table_name(self.table), self.protocol)
     }
 }
 
@@ -362,6 +372,21 @@ impl fmt::Display for SysctlKey {
     }
 }
 
+impl SysctlKey {
+    /// The command that writes the value. sysctl(8) splits at `=` and expands patterns: what could be either is
+    /// written to its file.
+    pub fn command(&self, value: &str) -> String {
+        let value = shell_word(value.as_bytes());
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-@".contains(byte);
+        if self.segments.iter().all(|segment| segment.iter().all(plain)) {
+            format!("sysctl -w {self}={value}")
+        } else {
+            let path = [&b"/proc/sys/"[..], &self.segments.join(&b'/')].concat();
+            format!("printf %s {value} > {}", shell_word(&path))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -406,5 +431,9 @@ mod tests {
         assert_eq!(key("eth0"), "net.ipv4.conf.eth0.rp_filter");
         assert_eq!(key("eth0.100"), "net/ipv4/conf/eth0.100/rp_filter");
         assert_eq!(key("a$b"), "'net.ipv4.conf.a$b.rp_filter'");
+        let command = |name: &str| SysctlKey::rp_filter(&IfName::new(name.as_bytes()).unwrap()).command("2");
+        assert_eq!(command("eth0.100"), "sysctl -w net/ipv4/conf/eth0.100/rp_filter=2");
+        assert_eq!(command("eth=1"), "printf %s 2 > /proc/sys/net/ipv4/conf/eth=1/rp_filter");
+        assert_eq!(command("e*"), "printf %s 2 > '/proc/sys/net/ipv4/conf/e*/rp_filter'");
     }
 }

@@ -8,10 +8,14 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use cidr::{IpCidr, IpInet};
+use cidr::IpCidr;
 
+use crate::desired::Pattern;
+use crate::memory::{Recall, Uplink};
 use crate::net::{Dev, Family, IfName, Route, Rule, Scope};
+use crate::pod::{Pod, PodQuery};
 
 /// Something on the node that can be looked at.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,6 +32,14 @@ pub enum Want {
     LinkNamed(IfName),
     /// The addresses of all interfaces.
     Addresses,
+    /// The uplinks: interfaces whose names match.
+    Uplinks(Pattern),
+    /// The uplinks again, after this time.
+    SettledUplinks(Pattern, Duration),
+    /// What the last run remembered.
+    Recall,
+    /// The pods that answer to this.
+    Pods(PodQuery),
 }
 
 /// A set of routes that the kernel can select.
@@ -66,6 +78,14 @@ pub struct Observed {
     pub links_named: BTreeMap<IfName, Look<Option<Link>>>,
     /// Answer to [`Want::Addresses`].
     pub addresses: Option<Look<Vec<Address>>>,
+    /// Answer to [`Want::Uplinks`], by name.
+    pub uplinks: Option<Look<Vec<Uplink>>>,
+    /// Answer to [`Want::SettledUplinks`], by name.
+    pub settled_uplinks: Option<Look<Vec<Uplink>>>,
+    /// Answer to [`Want::Recall`].
+    pub recall: Option<Look<Recall>>,
+    /// Answer to [`Want::Pods`]: those that are ready.
+    pub pods: Option<Look<Vec<Pod>>>,
 }
 
 impl Observed {
@@ -98,6 +118,26 @@ impl Observed {
     /// The addresses of all interfaces.
     pub fn addresses(&self) -> Result<&[Address], Gap> {
         one(&self.addresses, Want::Addresses).map(Vec::as_slice)
+    }
+
+    /// The uplinks, by name.
+    pub fn uplinks(&self, names: &Pattern) -> Result<&[Uplink], Gap> {
+        one(&self.uplinks, Want::Uplinks(names.clone())).map(Vec::as_slice)
+    }
+
+    /// The uplinks as they are after this time.
+    pub fn settled_uplinks(&self, names: &Pattern, settle: Duration) -> Result<&[Uplink], Gap> {
+        one(&self.settled_uplinks, Want::SettledUplinks(names.clone(), settle)).map(Vec::as_slice)
+    }
+
+    /// What the last run remembered.
+    pub fn recall(&self) -> Result<&Recall, Gap> {
+        one(&self.recall, Want::Recall)
+    }
+
+    /// The pods that are ready, or why crictl could not tell: a failure that has to be remembered.
+    pub fn pods(&self, query: &PodQuery) -> Result<&Look<Vec<Pod>>, Gap> {
+        self.pods.as_ref().ok_or_else(|| Gap::Unseen(vec![Want::Pods(query.clone())]))
     }
 }
 
@@ -170,25 +210,39 @@ pub struct SeenRoute {
 }
 
 impl SeenRoute {
-    /// The interface of a unicast route with one next hop.
+    /// The interface of a unicast route with one plain next hop.
     pub fn oif(&self) -> Option<u32> {
         match self.target {
-            Target::Hop { oif, .. } => oif,
-            Target::Other => None,
+            Target::Hop(hop) => hop.oif,
+            Target::Hops(_) | Target::Special => None,
         }
     }
 
-    /// The gateway of a unicast route with one next hop.
+    /// The gateway of a unicast route with one plain next hop.
     pub fn via(&self) -> Option<IpAddr> {
         match self.target {
-            Target::Hop { via, .. } => via,
-            Target::Other => None,
+            Target::Hop(hop) => hop.via,
+            Target::Hops(_) | Target::Special => None,
         }
+    }
+
+    /// All next hops that the kernel tells of.
+    pub fn hops(&self) -> &[Hop] {
+        match &self.target {
+            Target::Hop(hop) => std::slice::from_ref(hop),
+            Target::Hops(hops) => hops,
+            Target::Special => &[],
+        }
+    }
+
+    /// Whether it is for every packet, not only for some sources or some type of service.
+    pub fn is_unlimited(&self) -> bool {
+        self.tos == 0 && !self.source_specific
     }
 
     /// As a route that can be deleted or shown; `None` where it is of another kind.
     pub fn to_route(&self, dev: Option<Dev>) -> Option<Route> {
-        matches!(self.target, Target::Hop { .. }).then(|| Route {
+        matches!(self.target, Target::Hop(_)).then(|| Route {
             table: self.table,
             to: self.to,
             via: self.via(),
@@ -204,15 +258,22 @@ impl SeenRoute {
 /// Where a route leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
-    /// Unicast, one next hop.
-    Hop {
-        /// Gateway.
-        via: Option<IpAddr>,
-        /// Index of the interface.
-        oif: Option<u32>,
-    },
-    /// Several next hops, a next-hop object, an encapsulation, or no unicast route at all (local, blackhole …).
-    Other,
+    /// Unicast, one plain next hop: the kind that node-fixer makes.
+    Hop(Hop),
+    /// Unicast by other means: several next hops, a next-hop object, a gateway of the other family, an
+    /// encapsulation.
+    Hops(Vec<Hop>),
+    /// No unicast route: local, blackhole, unreachable …
+    Special,
+}
+
+/// A next hop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hop {
+    /// Gateway.
+    pub via: Option<IpAddr>,
+    /// Index of the interface.
+    pub oif: Option<u32>,
 }
 
 /// The rp_filter of every interface that has one. IPv6 has none.
@@ -235,6 +296,8 @@ pub struct Link {
     pub up: bool,
     /// Enslaved to a VRF, whose table is the VRF's.
     pub vrf_slave: bool,
+    /// Hardware address; empty where it has none.
+    pub hardware: Vec<u8>,
 }
 
 /// An address of an interface.
@@ -242,6 +305,10 @@ pub struct Link {
 pub struct Address {
     /// Index of the interface.
     pub index: u32,
-    /// Address and the prefix that is on the link.
-    pub inet: IpInet,
+    /// The address itself.
+    pub local: IpAddr,
+    /// What it puts on the link: its own subnet, or the peer's.
+    pub subnet: IpCidr,
+    /// Global, and there to stay: neither link-local nor tentative nor temporary.
+    pub lasting: bool,
 }

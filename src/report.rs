@@ -71,8 +71,12 @@ pub fn script(outcome: &Outcome) -> String {
     let mut lines = vec!["#!/bin/sh".to_owned()];
     for item in &outcome.items {
         lines.push(format!("# {}: {}", item.reconciler, one_line(&item.reason)));
-        let observed = if item.status == Status::Observed { "# observed: " } else { "" };
-        lines.push(format!("{observed}{}", item.change));
+        let comment = match item.status {
+            Status::Observed => "# observed: ",
+            Status::Skipped => "# held back: ",
+            _ => "",
+        };
+        lines.push(format!("{comment}{}", item.change));
     }
     lines.extend(blocked(outcome).map(|line| format!("# {line}")));
     lines.push(format!("# {}", counts(outcome)));

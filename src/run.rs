@@ -7,6 +7,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::{Desired, Mode};
+use crate::memory::Memory;
 use crate::observed::{Gap, Observed};
 use crate::reconcile::{ALL, Reconciler};
 use crate::sys::{ApplyError, Node};
@@ -37,6 +38,8 @@ pub struct Item {
     pub status: Status,
     /// Why it failed.
     pub error: Option<String>,
+    /// Whether it was put off: its time has not come.
+    pub held: bool,
 }
 
 /// What became of a change.
@@ -49,7 +52,7 @@ pub enum Status {
     Applied,
     /// Refused, or made and missed by the second look.
     Failed,
-    /// Not made, because one before it failed.
+    /// Not made, because one before it failed, or because its time has not come.
     Skipped,
     /// Never made: the section only observes.
     Observed,
@@ -64,20 +67,23 @@ pub struct Refused {
     pub blocked: Blocked,
     /// Whether the section only observes.
     pub observed: bool,
-    /// Whether it is a look that failed.
-    pub unseen: bool,
 }
 
 impl Outcome {
     /// Whether nothing is left to do and nothing is blocked. What is only observed does not count.
     pub fn converged(&self) -> bool {
-        let done = |item: &Item| matches!(item.status, Status::Applied | Status::Observed);
-        self.items.iter().all(done) && self.blocked.iter().all(|refused| refused.observed && !refused.unseen)
+        self.all_well() && !self.items.iter().any(|item| item.held)
+    }
+
+    /// Whether nothing failed and nothing is blocked: what is left to do, if anything, waits for its time.
+    pub fn all_well(&self) -> bool {
+        let fine = |item: &Item| item.held || matches!(item.status, Status::Applied | Status::Observed);
+        self.items.iter().all(fine) && self.blocked.iter().all(|refused| refused.observed && !refused.blocked.unseen)
     }
 
     /// Whether everything could be looked at.
     pub fn could_look(&self) -> bool {
-        !self.blocked.iter().any(|refused| refused.unseen)
+        !self.blocked.iter().any(|refused| refused.blocked.unseen)
     }
 }
 
@@ -97,6 +103,7 @@ pub fn run(desired: &Desired, node: &mut Node, dry_run: bool) -> Outcome {
     if !dry_run {
         outcome.log_blocked();
     }
+    debug!(converged = outcome.converged(), changes = outcome.items.len(), blocked = outcome.blocked.len(), "done");
     outcome
 }
 
@@ -130,15 +137,36 @@ impl Outcome {
     /// failed. Returns whether anything was tried, so that somebody has to look again.
     fn round(&mut self, plans: Vec<Planned>, desired: &Desired, node: &mut Node, may_mend: bool) -> bool {
         self.blocked.clear();
+        self.items.retain(|item| !item.held);
         let mut tried = false;
         for (reconciler, plan) in plans {
             let observed = (reconciler.mode)(desired) == Mode::Observe;
             let name = reconciler.name;
             let mut stopped = !may_mend;
-            for Step { change, reason } in self.without_blocked(name, observed, plan).steps {
-                if let Some(item) = self.items.iter_mut().find(|item| item.change == change) {
-                    stopped |= item.is_missed_again();
-                    continue;
+            let plan = self.without_blocked(name, observed, plan);
+            if let Some(memory) = plan.remember.filter(|_| !self.dry_run) {
+                self.remember(node, name, &memory);
+            }
+            for Step { change, reason } in plan.held {
+                self.items.push(Item {
+                    reconciler: name,
+                    change,
+                    reason,
+                    status: Status::Skipped,
+                    error: None,
+                    held: true,
+                });
+            }
+            for Step { change, reason } in plan.steps {
+                if let Some(at) = self.items.iter().position(|item| item.change == change) {
+                    let Some(item) = self.items.get_mut(at) else { continue };
+                    if item.status == Status::Skipped && !stopped {
+                        // What it waited for is done.
+                        self.items.remove(at);
+                    } else {
+                        stopped |= item.is_missed_again();
+                        continue;
+                    }
                 }
                 let (status, error) = match () {
                     () if observed => (Status::Observed, None),
@@ -151,7 +179,7 @@ impl Outcome {
                 };
                 // What follows in the plan builds on it.
                 stopped |= status == Status::Failed;
-                self.items.push(Item { reconciler: name, change, reason, status, error });
+                self.items.push(Item { reconciler: name, change, reason, status, error, held: false });
             }
         }
         tried
@@ -171,20 +199,27 @@ impl Outcome {
         }
     }
 
+    fn remember(&mut self, node: &mut Node, reconciler: &'static str, memory: &Memory) {
+        if let Err(error) = node.remember(memory) {
+            let want = "to remember for the next run".into();
+            let because = format!("the state directory cannot be written: {error}; name another by --state-dir");
+            self.blocked.push(Refused { reconciler, blocked: Blocked::new(want, because), observed: false });
+        }
+    }
+
     /// Puts aside what is blocked in a plan, and returns the rest.
     fn without_blocked(&mut self, name: &'static str, observed: bool, plan: Result<Plan, Arc<str>>) -> Plan {
         let plan = plan.unwrap_or_else(|why| {
-            let blocked = Blocked { want: format!("to know what {name} has to do"), because: why.to_string() };
-            self.blocked.push(Refused { reconciler: name, blocked, observed, unseen: true });
-            Plan::default()
+            let blocked = Blocked::unseen(format!("to know what {name} has to do"), why.to_string());
+            Plan { blocked: vec![blocked], ..Plan::default() }
         });
-        let refused = |blocked| Refused { reconciler: name, blocked, observed, unseen: false };
+        let refused = |blocked| Refused { reconciler: name, blocked, observed };
         self.blocked.extend(plan.blocked.into_iter().map(refused));
-        Plan { blocked: Vec::new(), ..plan }
+        Plan { blocked: Vec::new(), steps: plan.steps, held: plan.held, remember: plan.remember }
     }
 
     fn log_blocked(&self) {
-        for Refused { reconciler, blocked: Blocked { want, because }, observed, .. } in &self.blocked {
+        for Refused { reconciler, blocked: Blocked { want, because, .. }, observed } in &self.blocked {
             if *observed {
                 info!(reconciler, want, because, "blocked, and only observed");
             } else {

@@ -2,6 +2,7 @@
 //! Mappings merge, lists and scalars replace. The merged tree is read into the types in one go, and whatever is
 //! wrong is traced back to the file that said it.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -16,6 +17,9 @@ use crate::net::one_line;
 
 /// Where the configuration is looked for when no file is named.
 const USUAL_FILE: &str = "/etc/node-fixer/config.yaml";
+
+/// What stands for a file where there is none.
+const BUILT_IN: &str = "built-in default";
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -73,13 +77,16 @@ pub fn load(file: Option<&Path>) -> Result<Loaded, ConfigError> {
         Some(file) => Some(read_file(file)?),
         None => read_if_there(usual)?,
     };
+    if main.is_none() {
+        not_read(&usual.with_extension("yml"))?;
+    }
     let beside = file.unwrap_or(usual).parent().unwrap_or(Path::new("")).join("config.d");
     let drop_ins = drop_ins(&beside)?;
     if main.is_none() && drop_ins.is_empty() {
         // A test holds the types' defaults against the file that documents them.
         return Ok(Loaded { desired: Desired::default(), layers: Vec::new() });
     }
-    let main = main.unwrap_or_else(|| ("built-in default".into(), DEFAULT_YAML.into()));
+    let main = main.unwrap_or_else(|| (BUILT_IN.into(), DEFAULT_YAML.into()));
     parse(std::iter::once(main).chain(drop_ins))
 }
 
@@ -101,23 +108,22 @@ fn parse(files: impl IntoIterator<Item = (String, String)>) -> Result<Loaded, Co
     let mut track = Track::new();
     match Desired::deserialize(serde_path_to_error::Deserializer::new(merged, &mut track)) {
         Ok(desired) => match desired.contradiction() {
-            Some((path, message)) => Err(blame(&layers, path, End::Value, message)),
+            Some((path, message)) => Err(blame(&layers, &path, End::Value, message)),
             None => Ok(Loaded { desired, layers }),
         },
         Err(error) => {
             let error = error.to_string();
             let end = if error.starts_with("unknown field ") { End::Key } else { End::Value };
-            Err(blame(&layers, tree::readable(&track.path()), end, in_our_words(&error)))
+            Err(blame(&layers, &tree::steps(&track.path()), end, in_our_words(&error)))
         }
     }
 }
 
 impl Loaded {
     /// The file and line that a value came from; `None` if it is a default of ours.
-    pub fn origin(&self, path: &str) -> Option<(&str, usize)> {
-        let steps = tree::steps(path);
-        let layer = self.layers.iter().rfind(|layer| tree::get(&layer.tree, &steps).is_some())?;
-        Some((&layer.file, tree::locate(&layer.text, &steps, End::Key).0))
+    fn origin(&self, path: &[Step]) -> Option<(&str, usize)> {
+        let layer = self.layers.iter().rfind(|layer| tree::get(&layer.tree, path).is_some())?;
+        Some((&layer.file, tree::locate(&layer.text, path, End::Key).0))
     }
 }
 
@@ -129,7 +135,7 @@ impl Loaded {
     /// None that is known of: every value has a JSON form.
     pub fn to_yaml(&self) -> serde_json::Result<String> {
         let mut yaml = String::new();
-        self.write_yaml(&serde_json::to_value(&self.desired)?, "", 0, &mut yaml);
+        self.write_yaml(&serde_json::to_value(&self.desired)?, &[], &mut yaml);
         Ok(yaml)
     }
 
@@ -141,24 +147,27 @@ impl Loaded {
     pub fn to_json(&self) -> serde_json::Result<String> {
         let config = serde_json::to_value(&self.desired)?;
         let mut sources = serde_json::Map::new();
-        self.collect_sources(&config, "", &mut sources);
+        self.collect_sources(&config, &[], &mut sources);
         Ok(serde_json::json!({ "config": config, "sources": sources }).to_string() + "\n")
     }
 
-    fn source(&self, path: &str) -> String {
-        self.origin(path).map_or("built-in default".into(), |(file, line)| format!("{}:{line}", one_line(file)))
+    fn source(&self, path: &[Step]) -> String {
+        match self.origin(path) {
+            Some((file, line)) if file != BUILT_IN => format!("{}:{line}", one_line(file)),
+            _ => BUILT_IN.into(),
+        }
     }
 
     /// JSON is YAML in flow style, and that is how values are shown that are no mappings.
-    fn write_yaml(&self, value: &serde_json::Value, path: &str, depth: usize, yaml: &mut String) {
-        let indent = "  ".repeat(depth);
+    fn write_yaml(&self, value: &serde_json::Value, path: &[Step], yaml: &mut String) {
+        let indent = "  ".repeat(path.len());
         for (key, value) in value.as_object().into_iter().flatten() {
-            let path = joined(path, key);
+            let path = [path, &[Step::Key(key.clone())]].concat();
             let mut line = |text: String| yaml.push_str(&format!("{text:<48}  # {}\n", self.source(&path)));
             match value {
                 serde_json::Value::Object(_) => {
                     yaml.push_str(&format!("{indent}{key}:\n"));
-                    self.write_yaml(value, &path, depth + 1, yaml);
+                    self.write_yaml(value, &path, yaml);
                 }
                 serde_json::Value::Array(items) if items.iter().any(serde_json::Value::is_object) => {
                     line(format!("{indent}{key}:"));
@@ -172,22 +181,18 @@ impl Loaded {
     fn collect_sources(
         &self,
         value: &serde_json::Value,
-        path: &str,
+        path: &[Step],
         sources: &mut serde_json::Map<String, serde_json::Value>,
     ) {
         for (key, value) in value.as_object().into_iter().flatten() {
-            let path = joined(path, key);
+            let path = [path, &[Step::Key(key.clone())]].concat();
             if value.is_object() {
                 self.collect_sources(value, &path, sources);
             } else {
-                sources.insert(path.clone(), self.source(&path).into());
+                sources.insert(tree::readable(&path), self.source(&path).into());
             }
         }
     }
-}
-
-fn joined(path: &str, key: &str) -> String {
-    if path.is_empty() { key.into() } else { format!("{path}.{key}") }
 }
 
 impl Layer {
@@ -214,11 +219,11 @@ impl Layer {
 }
 
 /// Traces an error of the merged tree back to the last file that has most of its path.
-fn blame(layers: &[Layer], path: String, end: End, message: String) -> ConfigError {
-    let steps = tree::steps(&path);
-    match layers.iter().max_by_key(|layer| layer.knows(&steps)) {
-        Some(layer) => layer.wrong(Flaw { position: tree::locate(&layer.text, &steps, end), path, message }),
-        None => ConfigError::Wrong { file: "built-in default".into(), line: 1, column: 1, path, message },
+fn blame(layers: &[Layer], steps: &[Step], end: End, message: String) -> ConfigError {
+    let path = tree::readable(steps);
+    match layers.iter().max_by_key(|layer| layer.knows(steps)) {
+        Some(layer) => layer.wrong(Flaw { position: tree::locate(&layer.text, steps, end), path, message }),
+        None => ConfigError::Wrong { file: BUILT_IN.into(), line: 1, column: 1, path, message },
     }
 }
 
@@ -258,7 +263,10 @@ fn in_our_words(message: &str) -> String {
     let plain = [
         ("expected u32", "expected a number from 0 to 4294967295"),
         ("expected a boolean", "expected true or false"),
-        ("expected a Value::Tagged enum", "expected one of its names (`node-fixer schema` lists them)"),
+        (
+            "expected a Value::Tagged enum",
+            "expected one of its names as text (`off` in quotes, if a tool has changed it)",
+        ),
         ("expected a sequence", "expected a list"),
         ("invalid type: sequence", "invalid type: a list"),
         ("invalid type: map,", "invalid type: a mapping,"),
@@ -310,6 +318,14 @@ fn read_file(path: &Path) -> Result<(String, String), ConfigError> {
     }
 }
 
+/// A name that is easily mistaken for one that is read: nobody would notice what is in it.
+fn not_read(yml: &Path) -> Result<(), ConfigError> {
+    match yml.symlink_metadata() {
+        Ok(_) => Err(unreadable(yml, io::Error::other("only files named .yaml are read; rename it"))),
+        Err(_) => Ok(()),
+    }
+}
+
 /// Drop-ins in the order of their names.
 fn drop_ins(directory: &Path) -> Result<Vec<(String, String)>, ConfigError> {
     let fail = |error| unreadable(directory, error);
@@ -322,8 +338,10 @@ fn drop_ins(directory: &Path) -> Result<Vec<(String, String)>, ConfigError> {
     for entry in entries {
         let path = entry.map_err(fail)?.path();
         let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-        if path.extension().is_some_and(|extension| extension == "yaml") && !hidden {
-            files.push(path);
+        match path.extension().and_then(OsStr::to_str) {
+            Some("yaml") if !hidden => files.push(path),
+            Some("yml") if !hidden => not_read(&path)?,
+            _ => {}
         }
     }
     files.sort();
@@ -391,10 +409,11 @@ mod tests {
         assert_eq!((desired.rp_filter.mode, desired.rp_filter.value.number()), (Mode::Observe, 2));
         assert_eq!(desired.default_routes.exclude_tables.len(), 1);
         assert!(desired.default_routes.exclude_tables[0].contains(8));
-        assert_eq!(loaded.origin("rp_filter.mode"), Some(("main", 2)));
-        assert_eq!(loaded.origin("rp_filter.value"), Some(("10", 2)));
-        assert_eq!(loaded.origin("default_routes.exclude_tables"), Some(("20", 3)));
-        assert_eq!(loaded.origin("default_routes.mode"), None);
+        let path = |path: &str| path.split('.').map(|key| Step::Key(key.into())).collect::<Vec<_>>();
+        assert_eq!(loaded.origin(&path("rp_filter.mode")), Some(("main", 2)));
+        assert_eq!(loaded.origin(&path("rp_filter.value")), Some(("10", 2)));
+        assert_eq!(loaded.origin(&path("default_routes.exclude_tables")), Some(("20", 3)));
+        assert_eq!(loaded.origin(&path("default_routes.mode")), None);
     }
 
     #[test]

@@ -7,15 +7,20 @@ mod load;
 mod tree;
 mod value;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
 
 use cidr::IpCidr;
 use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, Loaded, load};
+use tree::Step;
 pub use value::{Fwmark, Pattern, Priority, TableId, TableRange};
 
 use crate::net::{self, Family, IfName, PROTO_DECLARED, Scope, Selector};
+use crate::pod::PodQuery;
 
 /// The built-in default, which is also the reference documentation of every key.
 pub const DEFAULT_YAML: &str = include_str!("../../config/node-fixer.yaml");
@@ -36,6 +41,9 @@ pub struct Desired {
     /// Reverse path filter of the interfaces that carry pod traffic.
     #[serde(default)]
     pub rp_filter: RpFilter,
+    /// kube-proxy is restarted when the uplinks have changed.
+    #[serde(default)]
+    pub kube_proxy: KubeProxy,
     /// Policy rules that must be there.
     #[serde(default)]
     pub rules: Vec<Rule>,
@@ -50,6 +58,7 @@ impl Default for Desired {
             version: Version,
             default_routes: DefaultRoutes::default(),
             rp_filter: RpFilter::default(),
+            kube_proxy: KubeProxy::default(),
             rules: Vec::new(),
             routes: Vec::new(),
         }
@@ -58,15 +67,15 @@ impl Default for Desired {
 
 impl Desired {
     /// What no single value shows to be wrong: the path of the offender and what is wrong with it.
-    fn contradiction(&self) -> Option<(String, String)> {
+    fn contradiction(&self) -> Option<(Vec<Step>, String)> {
         let rules: Vec<_> = self.rules.iter().map(Rule::to_rule).collect();
         let routes: Vec<_> = self.routes.iter().map(Route::key).collect();
         repeated(&rules, net::Rule::equals)
-            .map(|(first, again)| (format!("rules[{again}]"), format!("says the same as rules[{first}]")))
+            .map(|(first, again)| (Step::entry("rules", again), format!("says the same as rules[{first}]")))
             .or_else(|| {
                 repeated(&routes, PartialEq::eq).map(|(first, again)| {
                     let why = "has the table, destination and metric of";
-                    (format!("routes[{again}]"), format!("{why} routes[{first}]: a table holds only one such route"))
+                    (Step::entry("routes", again), format!("{why} routes[{first}]: a table holds only one such route"))
                 })
             })
     }
@@ -103,6 +112,7 @@ pub struct DefaultRoutes {
     /// What may be done.
     pub mode: Mode,
     /// Address families that are looked after.
+    #[serde(deserialize_with = "value::some_families")]
     pub families: Vec<Family>,
     /// Tables that are left alone: numbers, or ranges [from, to].
     pub exclude_tables: Vec<TableRange>,
@@ -171,6 +181,63 @@ impl fmt::Display for RpValue {
     }
 }
 
+/// The section `kube_proxy`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a mapping")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct KubeProxy {
+    /// What may be done.
+    pub mode: Mode,
+    /// The uplinks by name. Never the links of pods: they come and go.
+    pub interfaces: Pattern,
+    /// The change must have stood still this long.
+    #[serde(with = "value::duration")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    pub settle: Duration,
+    /// Never restart more often.
+    #[serde(with = "value::duration")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    pub min_interval: Duration,
+    /// The program: a path, or a name that is looked for on PATH.
+    #[serde(with = "value::program")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    pub crictl: String,
+    /// The socket of the container runtime.
+    pub endpoint: String,
+    /// Time that one call of crictl may take.
+    #[serde(with = "value::timeout")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    pub timeout: Duration,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Labels of the pod, all of which it has.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Default for KubeProxy {
+    fn default() -> Self {
+        KubeProxy {
+            mode: Mode::Enforce,
+            interfaces: Pattern::known_good("^(eth|ens)[0-9]+$"),
+            settle: Duration::from_secs(5),
+            min_interval: Duration::from_secs(300),
+            crictl: "crictl".into(),
+            endpoint: "unix:///run/containerd/containerd.sock".into(),
+            timeout: Duration::from_secs(10),
+            namespace: "kube-system".into(),
+            labels: [("k8s-app".into(), "kube-proxy".into())].into(),
+        }
+    }
+}
+
+impl KubeProxy {
+    /// How to ask for the pod.
+    pub fn query(&self) -> PodQuery {
+        let KubeProxy { crictl, endpoint, timeout, namespace, labels, .. } = self.clone();
+        PodQuery { crictl, endpoint, timeout, namespace, labels }
+    }
+}
+
 /// An entry of the section `rules`: a policy rule with the action lookup.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "RuleFields")]
@@ -184,27 +251,29 @@ pub struct Rule(RuleFields);
 struct RuleFields {
     /// Only where neither from nor to tells; IPv4 if nothing does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Family"))]
     family: Option<Family>,
     /// Lower ones are asked first.
     priority: Priority,
     /// Source prefix.
     #[serde(default, with = "value::prefix", skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    #[cfg_attr(test, schemars(with = "String"))]
     from: Option<IpCidr>,
     /// Destination prefix.
     #[serde(default, with = "value::prefix", skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    #[cfg_attr(test, schemars(with = "String"))]
     to: Option<IpCidr>,
     /// Mark of the packet, MARK or MARK/MASK.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Fwmark"))]
     fwmark: Option<Fwmark>,
     /// Interface that the packet came in by.
     #[serde(default, with = "value::if_name", skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    #[cfg_attr(test, schemars(with = "String"))]
     iif: Option<IfName>,
     /// Interface that the sending socket is bound to.
     #[serde(default, with = "value::if_name", skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    #[cfg_attr(test, schemars(with = "String"))]
     oif: Option<IfName>,
     /// Table that it leads to: a number, or main, default or local.
     table: TableId,
@@ -261,20 +330,23 @@ struct RouteFields {
     to: Option<IpCidr>,
     /// Gateway.
     #[serde(default, with = "value::address", skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
-    via: Option<std::net::IpAddr>,
+    #[cfg_attr(test, schemars(with = "String"))]
+    via: Option<IpAddr>,
     /// Interface.
     #[serde(default, with = "value::if_name", skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    #[cfg_attr(test, schemars(with = "String"))]
     dev: Option<IfName>,
     /// Table: a number, or main, default or local; main if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "TableId"))]
     table: Option<TableId>,
     /// Scope of an IPv4 route: link without a gateway, else global, if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Scope"))]
     scope: Option<Scope>,
     /// Metric; the kernel's own (0 for IPv4, 1024 for IPv6) if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "u32"))]
     metric: Option<u32>,
     /// Believe that the gateway is on the link even if no route says so.
     #[serde(default)]
@@ -291,6 +363,15 @@ impl TryFrom<RouteFields> for Route {
         let RouteFields { via, dev, scope, onlink, .. } = &route.0;
         if via.is_none() && dev.is_none() {
             return Err("needs via (a gateway) or dev (an interface)".into());
+        }
+        if let Some(via) = via.filter(|via| !is_gateway(*via)) {
+            return Err(format!("has the gateway {via}, which is no address of a host"));
+        }
+        if dev.is_none() && via.is_some_and(|via| matches!(via, IpAddr::V6(via) if via.is_unicast_link_local())) {
+            return Err("has a link-local gateway, and so needs dev (the interface that it is on)".into());
+        }
+        if via.is_some() && scope.is_some_and(|scope| scope != Scope::Global) {
+            return Err("has a gateway, and so the scope is global".into());
         }
         if *onlink && (via.is_none() || dev.is_none()) {
             return Err("onlink needs both via and dev".into());
@@ -335,6 +416,12 @@ impl Route {
         let route = self.to_route(None);
         (route.table, route.to, route.stored_metric())
     }
+}
+
+/// Whether a host other than this one could have the address.
+fn is_gateway(address: IpAddr) -> bool {
+    let broadcast = address == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
+    !(address.is_unspecified() || address.is_multicast() || address.is_loopback() || broadcast)
 }
 
 /// One address family for all of an entry.

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, EnumAccess, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_path_to_error::Track;
+use serde_path_to_error::{Segment, Track};
 use serde_yaml::{Mapping, Value};
 
 /// A configuration that is larger is refused unread.
@@ -42,28 +42,25 @@ pub fn read(text: &str) -> Result<Value, Flaw> {
     match (Node { root: true, values: &values }).deserialize(document) {
         Ok(value) => Ok(value),
         Err(error) => {
-            let path = readable(&track.path());
+            let steps = steps(&track.path());
+            let path = readable(&steps);
             // Errors about the document as a whole have no place: show the section that was being read.
-            let section = steps(&path);
             let position = match error.location() {
                 Some(place) => (place.line(), place.column()),
-                None => locate(text, section.get(..1).unwrap_or_default(), End::Key),
+                None => locate(text, steps.get(..1).unwrap_or_default(), End::Key),
             };
             let message = without_place(&error);
             if message.contains("more than one document") {
-                let second = text.lines().collect::<Vec<_>>().iter().rposition(|line| line.starts_with("---"));
+                let empty = |line: &str| line.trim().is_empty() || line.starts_with(['#', '%']);
+                let first = text.lines().position(|line| !empty(line)).unwrap_or(0);
+                let second = text.lines().skip(first + 1).position(|line| line.starts_with("---"));
+                let second = second.map(|line| first + 1 + line);
                 let message = "a second YAML document begins here; a file has one".into();
                 return Err(Flaw { position: (second.unwrap_or(0) + 1, 1), path: String::new(), message });
             }
             Err(Flaw { position, path, message })
         }
     }
-}
-
-/// The path as `rules[0].from`; empty for the whole document.
-pub fn readable(path: &serde_path_to_error::Path) -> String {
-    let path = path.to_string();
-    if path == "." { String::new() } else { path }
 }
 
 /// The parser's message without the path and the place, which we show in a form of our own.
@@ -229,14 +226,34 @@ pub enum Step {
     Index(usize),
 }
 
-/// `rules[0].from` as steps. Keys that hold dots or brackets are not told apart; no key that can be wrong does.
-pub fn steps(path: &str) -> Vec<Step> {
-    let parts = path.split(['.', '[']).filter(|part| !part.is_empty());
-    let step = |part: &str| match part.strip_suffix(']').and_then(|index| index.parse().ok()) {
-        Some(index) => Step::Index(index),
-        None => Step::Key(part.to_owned()),
+impl Step {
+    /// The path to an entry of a section.
+    pub fn entry(section: &str, index: usize) -> Vec<Step> {
+        vec![Step::Key(section.into()), Step::Index(index)]
+    }
+}
+
+/// The path that was followed when something failed.
+pub fn steps(path: &serde_path_to_error::Path) -> Vec<Step> {
+    let step = |segment: &Segment| match segment {
+        Segment::Seq { index } => Some(Step::Index(*index)),
+        Segment::Map { key } => Some(Step::Key(key.clone())),
+        Segment::Enum { .. } | Segment::Unknown => None,
     };
-    parts.map(step).collect()
+    path.iter().filter_map(step).collect()
+}
+
+/// `rules[0].from`; empty for the whole document.
+pub fn readable(path: &[Step]) -> String {
+    let mut text = String::new();
+    for step in path {
+        match step {
+            Step::Key(key) if text.is_empty() => text.push_str(key),
+            Step::Key(key) => text.extend([".", key]),
+            Step::Index(index) => text.push_str(&format!("[{index}]")),
+        }
+    }
+    text
 }
 
 /// Whether the tree has something at the end of the path.
@@ -362,6 +379,7 @@ mod tests {
             ("x: @\n", (1, 4), "x", "cannot start any token"),
             ("x: *y\n", (1, 4), "x", "unknown anchor"),
             ("x: 1\n---\ny: 2\n", (2, 1), "", "a second YAML document"),
+            ("# c\n---\nx: 1\n---\ny: 2\n---\n", (4, 1), "", "a second YAML document"),
             ("x: \"a\u{7}\"\n", (1, 6), "", "control character U+0007"),
             (&deep, (1, 101), "", "more than 100 brackets"),
             (&bomb, (6, 1), "f[0][6][4][5][5]", "aliases (*) multiply"),
@@ -400,7 +418,10 @@ mod tests {
             ("rules[1].form", End::Key, (5, 5)),
             ("rules[5].from", End::Value, (3, 3)),
         ] {
-            assert_eq!(locate(text, &steps(path), end), position, "{path}");
+            let path = path.replace('[', ".").replace(']', "");
+            let step = |part: &str| part.parse().map_or(Step::Key(part.into()), Step::Index);
+            let steps: Vec<_> = path.split('.').map(step).collect();
+            assert_eq!(locate(text, &steps, end), position, "{path}");
         }
     }
 }

@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use cidr::{IpCidr, IpInet};
 use regex::bytes::{Regex, RegexBuilder};
@@ -11,7 +13,7 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::Version;
-use crate::net::{IfName, KERNEL_PRIORITIES, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
+use crate::net::{Family, IfName, KERNEL_PRIORITIES, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
 
 /// A regular expression over names of interfaces, anchored as written. ASCII only: names are bytes.
 #[derive(Clone)]
@@ -54,6 +56,20 @@ fn compile(text: &str) -> Result<Regex, String> {
 impl PartialEq for Pattern {
     fn eq(&self, other: &Self) -> bool {
         self.text == other.text
+    }
+}
+
+impl Eq for Pattern {}
+
+impl PartialOrd for Pattern {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Pattern {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.text.cmp(&other.text)
     }
 }
 
@@ -242,6 +258,9 @@ pub(super) mod prefix {
     }
 
     pub fn parse(text: &str) -> Result<IpCidr, String> {
+        if text == "all" {
+            return Err("`all` is no prefix; leave the key out to select nothing by it".into());
+        }
         text.parse().map_err(|error| match text.parse::<IpInet>() {
             Ok(inet) => format!("`{text}` has bits set behind its prefix; did you mean {:#}?", inet.network()),
             Err(_) => format!("`{text}` is no prefix: {error}"),
@@ -292,6 +311,61 @@ pub(super) mod if_name {
         // What was read from YAML is UTF-8.
         let name = name.as_ref().map_or(Default::default(), |name| String::from_utf8_lossy(name.as_bytes()));
         serializer.serialize_str(&name)
+    }
+}
+
+/// Address families, at least one.
+pub(super) fn some_families<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Family>, D::Error> {
+    let families = Vec::deserialize(deserializer)?;
+    if families.is_empty() {
+        return Err(de::Error::custom("names no family; to switch the section off say `mode: off`"));
+    }
+    Ok(families)
+}
+
+/// A span of time such as `5s` or `1m 30s`.
+pub(super) mod duration {
+    use super::{Deserializer, Duration, Serializer, text};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        text(deserializer, "a duration such as 5s", parse)
+    }
+
+    pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*duration))
+    }
+
+    pub fn parse(text: &str) -> Result<Duration, String> {
+        humantime::parse_duration(text).map_err(|error| format!("`{text}` is no duration such as 5s: {error}"))
+    }
+}
+
+/// A duration that a call may take: from 100 ms to an hour.
+pub(super) mod timeout {
+    pub use super::duration::serialize;
+    use super::{Deserializer, Duration, duration, text};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        text(deserializer, "a duration such as 10s", |text| match duration::parse(text)? {
+            sane if (Duration::from_millis(100)..=Duration::from_secs(3600)).contains(&sane) => Ok(sane),
+            _ => Err(format!("`{text}` is no time-out: from 100ms to 1h")),
+        })
+    }
+}
+
+/// The name or path of a program.
+pub(super) mod program {
+    use super::{Deserializer, Serializer, text};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+        text(deserializer, "the name or path of a program", |text| match text {
+            "" => Err("is empty; name a program, or switch the section off: `mode: off`".into()),
+            _ => Ok(text.to_owned()),
+        })
+    }
+
+    pub fn serialize<S: Serializer>(program: &str, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(program)
     }
 }
 

@@ -17,12 +17,12 @@ use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::Desired;
 use crate::net::{Dev, Family, PROTO_MENDED, Route, Rule, Scope, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
 use crate::net::{UPLINK_RULE_PRIORITY, family_of};
-use crate::observed::{Gap, Link, Observed, RouteSet, SeenRoute, Target};
+use crate::observed::{Gap, Hop, Link, Observed, RouteSet, SeenRoute, Target};
 
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let live = observed.rules()?;
     let mut plan = Plan::default();
-    for &family in &desired.default_routes.families {
+    for family in BTreeSet::from_iter(desired.default_routes.families.iter().copied()) {
         let rules: Vec<Rule> = rules::afterwards(desired, live).filter(|rule| rule.family == family).collect();
         let node = Policy { desired, observed, family, rules: &rules };
         let (mut served, mut unserved) = (BTreeSet::new(), Vec::new());
@@ -44,7 +44,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         unserved.retain(|(_, sources, _)| !sources.is_subset(&served));
         plan.blocked.extend(unserved.into_iter().map(|(table, sources, because)| {
             let want = format!("a default route ({family}): {}", node.complaint(table, &sources));
-            Blocked { want, because }
+            Blocked::new(want, because)
         }));
     }
     Ok(plan)
@@ -72,7 +72,7 @@ impl Policy<'_> {
     /// Tables without a default route, with those of their sources that have none elsewhere either.
     fn broken_tables(&self) -> Result<BTreeMap<u32, BTreeSet<IpAddr>>, Gap> {
         let mut users: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
-        for (source, table) in self.rules.iter().filter_map(source_and_table) {
+        for (source, table) in self.rules.iter().filter_map(sends) {
             if self.is_ours_to_mend(table) {
                 users.entry(table).or_default().insert(source);
             }
@@ -83,8 +83,9 @@ impl Policy<'_> {
             return Ok(users);
         }
         let suspects: BTreeSet<IpAddr> = users.values().flatten().copied().collect();
-        let of_suspects = |(source, _): &(IpAddr, u32)| suspects.contains(source);
-        let named: Vec<_> = self.rules.iter().filter_map(source_and_table).filter(of_suspects).collect();
+        let everywhere = |rule: &&Rule| rule.selector.to.is_none();
+        let named: Vec<_> = self.rules.iter().filter(everywhere).filter_map(sends).collect();
+        let named: Vec<_> = named.into_iter().filter(|(source, _)| suspects.contains(source)).collect();
         let lacking = self.without_default(named.iter().map(|(_, table)| *table).collect())?;
         let served: BTreeSet<IpAddr> =
             named.iter().filter(|(_, table)| !lacking.contains(table)).map(|(source, _)| *source).collect();
@@ -98,20 +99,22 @@ impl Policy<'_> {
             && !self.desired.default_routes.exclude_tables.iter().any(|range| range.contains(table))
     }
 
-    /// Those of the tables that have no default route, and will have none by what is declared.
+    /// Those of the tables that have no default route.
     fn without_default(&self, tables: BTreeSet<u32>) -> Result<BTreeSet<u32>, Gap> {
-        let seen = self.observed.routes(tables.iter().map(|table| RouteSet::Table(self.family, *table)))?;
-        let declared = |table| routes::declares_default(self.desired, self.family, table);
-        let lacking = tables
-            .into_iter()
-            .zip(seen)
-            .filter(|(table, live)| !has_default(&routes::staying(self.desired, live)) && !declared(*table));
-        Ok(lacking.map(|(table, _)| table).collect())
+        // Asked for all at once, so that they are looked at in one go.
+        self.observed.routes(tables.iter().map(|table| RouteSet::Table(self.family, *table)))?;
+        let mut lacking = BTreeSet::new();
+        for table in tables {
+            if !has_default(&self.table(table)?) {
+                lacking.insert(table);
+            }
+        }
+        Ok(lacking)
     }
 
-    fn table(&self, table: u32) -> Result<Vec<&SeenRoute>, Gap> {
-        let seen = self.observed.routes([RouteSet::Table(self.family, table)])?;
-        Ok(routes::staying(self.desired, seen.first().copied().unwrap_or_default()))
+    /// A table's routes, with what is declared.
+    fn table(&self, table: u32) -> Result<Vec<SeenRoute>, Gap> {
+        routes::afterwards(self.desired, self.observed, RouteSet::Table(self.family, table))
     }
 
     fn link(&self, index: u32) -> Result<Option<&Link>, Gap> {
@@ -121,7 +124,7 @@ impl Policy<'_> {
     /// The kinds of evidence, best first.
     fn way_out(&self, table: u32, sources: &BTreeSet<IpAddr>) -> Result<Way, Gap> {
         let live = self.table(table)?;
-        let used: BTreeSet<u32> = live.iter().filter_map(|route| route.oif()).collect();
+        let used: BTreeSet<u32> = live.iter().flat_map(SeenRoute::hops).filter_map(|hop| hop.oif).collect();
         if self.observed.links(used.iter().copied())?.iter().flatten().any(|link| link.vrf_slave) {
             return Ok(Way::OfVrf);
         }
@@ -129,7 +132,7 @@ impl Policy<'_> {
         match host_routes.into_iter().collect::<Vec<_>>().as_slice() {
             [(gateway, index)] => {
                 let evidence = |dev: &Dev| format!("its one host route names the gateway {gateway} on {}", dev.name);
-                return self.judge(*gateway, *index, true, evidence);
+                return self.judge(table, *gateway, *index, evidence);
             }
             [] => {}
             several => {
@@ -158,7 +161,7 @@ impl Policy<'_> {
     fn host_route(&self, route: &SeenRoute) -> Option<(IpAddr, u32)> {
         let on_link = self.family == Family::V6 || route.scope == Some(Scope::Link);
         match route.target {
-            Target::Hop { via: None, oif: Some(index) } if on_link && route.to.is_host_address() => {
+            Target::Hop(Hop { via: None, oif: Some(index) }) if on_link && route.to.is_host_address() => {
                 Some((route.to.first_address(), index))
             }
             _ => None,
@@ -169,12 +172,12 @@ impl Policy<'_> {
     fn by_uplink_rule(&self, table: u32, sources: &BTreeSet<IpAddr>) -> Result<Way, Gap> {
         let of_uplink = |rule: &&Rule| rule.priority == UPLINK_RULE_PRIORITY && rule.table == table;
         let named: BTreeSet<IpAddr> =
-            self.rules.iter().filter(of_uplink).filter_map(source_and_table).map(|(source, _)| source).collect();
+            self.rules.iter().filter(of_uplink).filter_map(sends).map(|(source, _)| source).collect();
         let carriers: BTreeSet<u32> = self
             .observed
             .addresses()?
             .iter()
-            .filter(|address| named.contains(&address.inet.address()))
+            .filter(|address| named.contains(&address.local))
             .map(|address| address.index)
             .collect();
         match carriers.into_iter().collect::<Vec<_>>().as_slice() {
@@ -183,7 +186,7 @@ impl Policy<'_> {
                 self.by_main_gateway(table, *index, &how)
             }
             [] => {
-                let sources: Vec<_> = named.iter().chain(sources).map(IpAddr::to_string).collect();
+                let sources: Vec<_> = named.union(sources).map(IpAddr::to_string).collect();
                 let what = format!(
                     "it is empty, and no interface carries the source of a rule {UPLINK_RULE_PRIORITY} to it \
                      (sources: {})",
@@ -208,17 +211,14 @@ impl Policy<'_> {
         }
         let name = &link.dev.name;
         let main = self.table(TABLE_MAIN)?;
-        let defaults = main.iter().filter(|route| route.to.network_length() == 0);
-        let gateways: BTreeSet<IpAddr> = defaults.filter_map(|route| route.via()).collect();
+        let defaults = main.iter().filter(|route| route.to.network_length() == 0 && route.is_unlimited());
+        let gateways: BTreeSet<IpAddr> = defaults.flat_map(SeenRoute::hops).filter_map(|hop| hop.via).collect();
         let subnets = self.subnets(index)?;
         let inside: Vec<_> = gateways.iter().filter(|gateway| is_inside(**gateway, &subnets)).collect();
         match inside.as_slice() {
-            [gateway] => {
-                let has_host_route = false;
-                self.judge(**gateway, index, has_host_route, |_| {
-                    format!("the main table's gateway {gateway} lies in the subnet of {name}, {how}")
-                })
-            }
+            [gateway] => self.judge(table, **gateway, index, |_| {
+                format!("the main table's gateway {gateway} lies in the subnet of {name}, {how}")
+            }),
             [] => {
                 let gateways: Vec<_> = gateways.iter().map(IpAddr::to_string).collect();
                 let what = format!(
@@ -238,34 +238,35 @@ impl Policy<'_> {
     }
 
     /// Whether the gateway can be used over the interface.
-    fn judge(
-        &self,
-        gateway: IpAddr,
-        index: u32,
-        has_host_route: bool,
-        evidence: impl Fn(&Dev) -> String,
-    ) -> Result<Way, Gap> {
+    fn judge(&self, table: u32, gateway: IpAddr, index: u32, evidence: impl Fn(&Dev) -> String) -> Result<Way, Gap> {
         let Some(link) = self.link(index)? else {
             return Ok(Way::Blocked(format!("interface number {index} is gone; look again")));
         };
         let dev = link.dev.clone();
         let subnets = self.subnets(index)?;
+        let host = IpCidr::new_host(gateway);
+        let to_gateway: Vec<_> = self.table(table)?.into_iter().filter(|route| route.to == host).collect();
+        let leads = |route: &SeenRoute| route.target == Target::Hop(Hop { via: None, oif: Some(index) });
         let trouble = if !link.up {
             Some(format!("{0} is down; set it up: ip link set {0} up", dev.name))
         } else if subnets.is_empty() {
             let cure = "give it its address back; does a network manager or the CNI own it?";
             Some(format!("{} has no {} address; {cure}", dev.name, self.family))
-        } else if self.observed.addresses()?.iter().any(|address| address.inet.address() == gateway) {
+        } else if self.observed.addresses()?.iter().any(|address| address.local == gateway) {
             Some(format!("{gateway} is an address of this node itself; delete it where it does not belong"))
         } else if self.is_pod(gateway)? {
             Some(format!("{gateway} is a pod's address, no gateway; add the default route by hand"))
         } else if !is_inside(gateway, &subnets) {
             let cure = "correct the address of the interface, or add the default route by hand";
             Some(format!("{gateway} lies outside the subnets of {} ({}); {cure}", dev.name, listed(&subnets)))
+        } else if to_gateway.iter().any(|route| !leads(route)) {
+            let cure = format!("delete it: ip route del {gateway} table {table}");
+            Some(format!("table {table} leads to {gateway} by another way; {cure}"))
         } else {
             None
         };
         let evidence = evidence(&dev);
+        let has_host_route = !to_gateway.is_empty();
         Ok(match trouble {
             Some(trouble) => Way::Blocked(format!("{evidence}, but {trouble}")),
             None => Way::Out { gateway, dev, has_host_route, evidence },
@@ -292,7 +293,7 @@ impl Policy<'_> {
     /// The subnets that an interface's addresses are in.
     fn subnets(&self, index: u32) -> Result<Vec<IpCidr>, Gap> {
         let of_link = self.observed.addresses()?.iter().filter(|address| address.index == index);
-        Ok(of_link.map(|address| address.inet.network()).filter(|subnet| family_of(subnet) == self.family).collect())
+        Ok(of_link.map(|address| address.subnet).filter(|subnet| family_of(subnet) == self.family).collect())
     }
 
     fn routes(&self, table: u32, gateway: IpAddr, dev: &Dev) -> (Route, Route) {
@@ -325,20 +326,23 @@ impl Policy<'_> {
     }
 }
 
-/// The source and the table of a rule that selects by nothing but one source, and perhaps the destinations of the
-/// VPC CNI's old form (`from POD to VPC-CIDR`).
-fn source_and_table(rule: &Rule) -> Option<(IpAddr, u32)> {
+/// The source and the table of a rule that selects by nothing but one source; or, in the VPC CNI's old form, also
+/// by the VPC's prefix as destination, which the source itself lies in.
+fn sends(rule: &Rule) -> Option<(IpAddr, u32)> {
     let selector = &rule.selector;
-    let from = selector.from.filter(IpCidr::is_host_address)?;
+    let source = selector.from.filter(IpCidr::is_host_address)?.first_address();
     let plain = selector.fwmark.is_none() && selector.iif.is_none() && selector.oif.is_none();
-    plain.then(|| (from.first_address(), rule.table))
+    let old_form = selector.to.is_none_or(|to| to.contains(&source) && !to.is_host_address());
+    (plain && old_form).then_some((source, rule.table))
 }
 
-/// Whether there is any route of the default class: of any kind and metric, or the two halves of everything.
-fn has_default(routes: &[&SeenRoute]) -> bool {
-    let halves = routes.iter().filter(|route| route.to.network_length() == 1);
+/// Whether there is any route of the default class for all packets: of any kind and metric, or the two halves of
+/// everything.
+fn has_default(routes: &[SeenRoute]) -> bool {
+    let unlimited = || routes.iter().filter(|route| route.is_unlimited());
+    let halves = unlimited().filter(|route| route.to.network_length() == 1);
     let halves: BTreeSet<IpAddr> = halves.map(|route| route.to.first_address()).collect();
-    halves.len() == 2 || routes.iter().any(|route| route.to.network_length() == 0)
+    halves.len() == 2 || unlimited().any(|route| route.to.network_length() == 0)
 }
 
 /// Whether a gateway lies in the subnets. A link-local one lies on any link that has an address at all.
@@ -474,6 +478,16 @@ mod tests {
                 both.clone(),
             ),
             (
+                "a rule for one destination serves not all",
+                format!("{WORKER}\n{HOST_ROUTE}\nrule 100 from 10.0.0.101 to 10.5.0.0/16 table 254"),
+                vec![default.clone()],
+            ),
+            (
+                "a host route of global scope is a route to the gateway",
+                format!("{WORKER}\nroute 10.0.0.1 dev 3 table 2"),
+                vec![default.clone()],
+            ),
+            (
                 "a source with another table that has no default either",
                 format!("{WORKER}\n{HOST_ROUTE}\nrule 100 from 10.0.0.101 table 50"),
                 vec![default],
@@ -535,6 +549,26 @@ mod tests {
                 with("route 10.1.0.0/24 dev 3 scope link table 2\nroute 10.2.0.0/24 dev 2 scope link table 2"),
                 "several interfaces",
             ),
+            (
+                "the gateway is led to otherwise",
+                with("route 10.0.0.0/24 dev 3 scope link table 2\nroute 10.0.0.1 via 10.0.0.9 dev 3 table 2"),
+                "leads to 10.0.0.1 by another way",
+            ),
+            (
+                "several hops in main",
+                format!(
+                    "{}\nroute default hops 10.0.0.1@2,10.0.0.2@2\nroute default via 10.0.0.3 dev 2 metric 5",
+                    WORKER.replace("route default via", "route 10.9.0.0/16 via")
+                ),
+                "several gateways in the subnet of eth1: 10.0.0.1, 10.0.0.2, 10.0.0.3",
+            ),
+            (
+                "several hops in the table",
+                with(
+                    "route 10.8.0.0/16 hops 10.0.0.8@2,10.0.0.8@3 table 2\nroute 10.0.0.0/24 dev 3 scope link table 2",
+                ),
+                "several interfaces",
+            ),
             ("no interface in the table", with("route 10.1.0.0/24 special table 2"), "use no interface"),
         ] {
             let (changes, blocked) = outcome("{}", &node);
@@ -557,6 +591,8 @@ mod tests {
             "rule 10 other",
             "rule 10 from 10.0.0.0/24 table 7",
             "rule 10 to 10.0.0.101 table 7",
+            "rule 10 from 10.0.0.101 to 10.5.0.0/16 table 7",
+            "rule 10 from 10.0.0.101 to 10.0.0.101 table 7",
             "rule 10 from 10.0.0.101 table 0",
             "rule 10 from 10.0.0.101 table 253",
             "rule 10 from 10.0.0.101 table 254",
@@ -581,6 +617,9 @@ mod tests {
         let yaml = "routes: [{to: default, via: 10.0.0.1, dev: eth1, table: 2, metric: 5}]";
         assert_eq!(outcome(yaml, &broken), (vec![], vec![]), "its default is declared");
         let node = "link 3 eth1 10.0.0.11/24\nroute 10.0.0.1 dev 3 scope link table 7";
+        let no_main = WORKER.replace("route default via 10.0.0.1 dev 2", "");
+        let yaml = "routes: [{to: default, via: 10.0.0.1, dev: eth0}]";
+        assert_eq!(outcome(yaml, &no_main).0.len(), 2, "main's default is declared, and tells the gateway");
         let yaml = "rules: [{priority: 5, from: 10.0.0.101, table: 7}]";
         assert_eq!(outcome(yaml, node).0.len(), 1, "a declared rule sends a source there");
         let old = format!("{node}\nrule 5 from 10.0.0.101 table 7 proto 171");

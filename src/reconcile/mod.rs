@@ -2,6 +2,7 @@
 //! observed state becomes changes, or a blocked wish. A new one is a file and a line here.
 
 mod default_routes;
+mod kube_proxy;
 mod routes;
 mod rp_filter;
 mod rules;
@@ -30,6 +31,7 @@ pub const ALL: &[Reconciler] = &[
     Reconciler { name: "routes", mode: |_| Mode::Enforce, plan: routes::plan },
     Reconciler { name: "default_routes", mode: |desired| desired.default_routes.mode, plan: default_routes::plan },
     Reconciler { name: "rp_filter", mode: |desired| desired.rp_filter.mode, plan: rp_filter::plan },
+    Reconciler { name: "kube_proxy", mode: |desired| desired.kube_proxy.mode, plan: kube_proxy::plan },
 ];
 
 #[cfg(test)]
@@ -126,7 +128,7 @@ mod tests {
                             prop_assert!(!KERNEL_PRIORITIES.contains(&rule.priority));
                             PROTO_DECLARED
                         }
-                        Change::AddRoute(_) | Change::SetSysctl { .. } => PROTO_DECLARED,
+                        Change::AddRoute(_) | Change::SetSysctl { .. } | Change::RestartPod(_) => PROTO_DECLARED,
                     };
                     prop_assert_eq!(protocol, PROTO_DECLARED, "{} touches what is not ours:\n{}", step.change, text);
                     model.apply(&step.change);

@@ -3,8 +3,8 @@
 
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::{self, Desired};
-use crate::net::{Dev, Family, PROTO_DECLARED, Route, family_of};
-use crate::observed::{Gap, Observed, RouteSet, SeenRoute};
+use crate::net::{Dev, Family, PROTO_DECLARED, PROTO_MENDED, Route, family_of, table_name};
+use crate::observed::{Gap, Hop, Observed, RouteSet, SeenRoute, Target};
 
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let mut plan = Plan::default();
@@ -18,43 +18,77 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let ours = [Family::V4, Family::V6].map(|family| RouteSet::Protocol(family, PROTO_DECLARED));
     let ours: Vec<&SeenRoute> = observed.routes(ours)?.into_iter().flatten().collect();
 
+    // What is on the link goes in before what lies behind it.
+    let mut behind = Plan::default();
     for (wish, live) in desired.routes.iter().zip(tables) {
         let dev = match wish.dev().map(|name| (name, links.next().flatten())) {
             None => None,
             Some((_, Some(link))) => Some(link.dev.clone()),
             Some((name, None)) => {
-                plan.blocked.push(Blocked {
-                    want: wish.to_route(None).command("add"),
-                    because: format!("there is no interface {name}; it goes in when the interface appears"),
-                });
+                plan.blocked.push(Blocked::new(
+                    wish.to_route(Some(Dev { index: 0, name: name.clone() })).command("add"),
+                    format!("there is no interface {name}; it goes in when the interface appears"),
+                ));
                 continue;
             }
         };
-        wish_for(wish.to_route(dev), live, &mut plan);
+        let wanted = wish.to_route(dev);
+        let plan = if wanted.via.is_some() { &mut behind } else { &mut plan };
+        wish_for(wanted, live, plan);
     }
+    plan.steps.append(&mut behind.steps);
+    plan.blocked.append(&mut behind.blocked);
     let undeclared: Vec<_> = ours.into_iter().filter(|route| !is_declared(desired, route)).collect();
     let links = observed.links(undeclared.iter().filter_map(|route| route.oif()))?;
     let dev = |index| links.iter().flatten().find(|link| link.dev.index == index).map(|link| link.dev.clone());
     for route in undeclared {
-        if let Some(route) = route.to_route(route.oif().and_then(dev)) {
-            let reason = "node-fixer added it, and it is no longer declared".into();
-            plan.steps.push(Step { change: Change::DeleteRoute(route), reason });
+        match route.to_route(route.oif().and_then(dev)) {
+            Some(route) => {
+                let reason = "node-fixer added it, and it is no longer declared".into();
+                plan.steps.push(Step { change: Change::DeleteRoute(route), reason });
+            }
+            None => plan.blocked.push(Blocked::new(
+                format!("the route to {} in table {} gone, as it is no longer declared", route.to, route.table),
+                "others have added next hops to it; delete by hand what is not theirs".into(),
+            )),
         }
     }
     Ok(plan)
 }
 
-/// Those of a table's routes that will be there when this section's plan is done.
-pub fn staying<'a>(desired: &Desired, live: &'a [SeenRoute]) -> Vec<&'a SeenRoute> {
-    live.iter().filter(|route| route.protocol != PROTO_DECLARED || is_declared(desired, route)).collect()
-}
-
-/// Whether a default route of this table is declared.
-pub fn declares_default(desired: &Desired, family: Family, table: u32) -> bool {
-    let declared = desired.routes.iter().map(|wish| wish.to_route(None));
-    declared
-        .filter(|route| route.table == table && route.family() == family)
-        .any(|route| route.to.network_length() == 0)
+/// A table's routes as they will be when this section's plan is done: what the plans of other sections build on.
+pub fn afterwards(desired: &Desired, observed: &Observed, set: RouteSet) -> Result<Vec<SeenRoute>, Gap> {
+    let live = observed.routes([set.clone()])?;
+    let mut routes: Vec<SeenRoute> = live.first().copied().unwrap_or_default().to_vec();
+    routes.retain(|route| route.protocol != PROTO_DECLARED || is_declared(desired, route));
+    for wish in &desired.routes {
+        let wanted = wish.to_route(None);
+        if set != RouteSet::Table(wanted.family(), wanted.table)
+            || routes.iter().any(|route| has_key_of(route, &wanted))
+        {
+            continue;
+        }
+        let oif = match wish.dev() {
+            None => None,
+            Some(name) => match observed.links_named([name.clone()])?.first().copied().flatten() {
+                Some(link) => Some(link.dev.index),
+                None => continue, // it has to wait for its interface
+            },
+        };
+        let target = Target::Hop(Hop { via: wanted.via, oif });
+        routes.push(SeenRoute {
+            table: wanted.table,
+            to: wanted.to,
+            target,
+            scope: Some(wanted.scope),
+            metric: wanted.stored_metric(),
+            tos: 0,
+            source_specific: false,
+            onlink: wanted.onlink,
+            protocol: wanted.protocol,
+        });
+    }
+    Ok(routes)
 }
 
 fn wish_for(wanted: Route, live: &[SeenRoute], plan: &mut Plan) {
@@ -62,37 +96,47 @@ fn wish_for(wanted: Route, live: &[SeenRoute], plan: &mut Plan) {
     if rivals.iter().any(|route| does_what(route, &wanted)) {
         return;
     }
-    match rivals.iter().find(|route| route.protocol != PROTO_DECLARED) {
-        None if rivals.is_empty() => {
-            let reason = "declared, and not there".into();
-            plan.steps.push(Step { change: Change::AddRoute(wanted), reason });
+    let step = |change| Step { change, reason: "declared, and not there".into() };
+    match rivals.as_slice() {
+        [] => plan.steps.push(step(Change::AddRoute(wanted))),
+        // In IPv6 next hops that others appended make one route with ours; it is more than ours.
+        [ours] if ours.protocol == PROTO_DECLARED && matches!(ours.target, Target::Hop(_)) => {
+            plan.steps.push(step(Change::ReplaceRoute(wanted)));
         }
-        None => {
-            let reason = "declared, and there by another way".into();
-            plan.steps.push(Step { change: Change::ReplaceRoute(wanted), reason });
+        [rival, ..] => {
+            let owner = match rival.protocol {
+                PROTO_DECLARED => "a declared route that others have added next hops to".into(),
+                PROTO_MENDED => "a route that node-fixer added to mend the table".into(),
+                protocol => format!("a route of another owner (protocol {protocol})"),
+            };
+            let because = format!(
+                "{owner} is in the place (same table, destination and metric), and is never replaced; delete it \
+                 ({} table {} metric {}), or declare another metric",
+                wanted
+                    .command("del")
+                    .split(" table ")
+                    .next()
+                    .unwrap_or_default()
+                    .split(" via ")
+                    .next()
+                    .unwrap_or_default(),
+                table_name(rival.table),
+                rival.metric,
+            );
+            plan.blocked.push(Blocked::new(wanted.command("add"), because));
         }
-        Some(rival) => plan.blocked.push(Blocked {
-            want: wanted.command("add"),
-            because: format!(
-                "a route of another owner (protocol {}) with this destination and metric is in table {}; \
-                 delete that one, or declare another metric",
-                rival.protocol, rival.table
-            ),
-        }),
     }
 }
 
 /// What the kernel tells routes apart by.
 fn has_key_of(live: &SeenRoute, wanted: &Route) -> bool {
-    (live.table, live.to, live.metric) == (wanted.table, wanted.to, wanted.stored_metric())
-        && live.tos == 0
-        && !live.source_specific
+    (live.table, live.to, live.metric) == (wanted.table, wanted.to, wanted.stored_metric()) && live.is_unlimited()
 }
 
 /// What is not declared is as the kernel made it.
 fn does_what(live: &SeenRoute, wanted: &Route) -> bool {
     let dev = wanted.dev.as_ref().map(|dev: &Dev| dev.index);
-    live.to_route(None).is_some()
+    matches!(live.target, Target::Hop(_))
         && live.via() == wanted.via
         && (dev.is_none() || live.oif() == dev)
         && live.onlink == wanted.onlink
@@ -141,7 +185,30 @@ mod tests {
         let mine = |text: &str| SeenRoute { protocol: PROTO_DECLARED, ..route(text) };
         let live = "default via 10.0.1.1 dev 3 table 7";
         let other = "default via 10.0.1.2 dev 3 table 7";
+        let shared = |protocol| {
+            let target = Target::Hops(vec![Hop { via: None, oif: Some(3) }, Hop { via: None, oif: Some(4) }]);
+            SeenRoute { target, protocol, ..route("fd00::/8 dev 3 table 7") }
+        };
         for (case, yaml, live, commands, blocked) in [
+            (
+                "next hops of others are in it",
+                "routes: [{to: 'fd00::/8', via: 'fe80::1', dev: eth1, table: 7}]",
+                vec![shared(PROTO_DECLARED)],
+                vec![],
+                1,
+            ),
+            ("and it is no longer declared", "{}", vec![shared(PROTO_DECLARED)], vec![], 1),
+            ("mended by ourselves", declared, vec![SeenRoute { protocol: PROTO_MENDED, ..route(other) }], vec![], 1),
+            (
+                "what is on the link comes first",
+                "routes: [{to: default, via: 10.7.0.1, dev: eth1, table: 7}, {to: 10.7.0.1, dev: eth1, table: 7}]",
+                vec![],
+                vec![
+                    "ip route add 10.7.0.1 dev eth1 table 7 proto 171 scope link".to_owned(),
+                    format!("ip route add {}", tail("10.7.0.1")),
+                ],
+                0,
+            ),
             ("missing", declared, vec![], vec![format!("ip route add {}", tail("10.0.1.1"))], 0),
             ("there", declared, vec![mine(live)], vec![], 0),
             ("there, of another owner", declared, vec![route(live)], vec![], 0),

@@ -28,14 +28,17 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         }
     }
     if live.all > wish.value.number() {
-        plan.blocked.push(Blocked {
-            want: format!("rp_filter {} ({}) in effect", wish.value.number(), wish.value),
-            because: format!(
+        let links = observed.links(live.links.iter().map(|(index, _)| *index))?;
+        let names = links.into_iter().flatten().map(|link| &link.dev.name);
+        if let Some(name) = names.filter(|name| wish.interfaces.is_match(name.as_bytes())).min() {
+            let because = format!(
                 "net.ipv4.conf.all.rp_filter is {}, and the kernel takes the greater of it and the interface's own; \
-                 node-fixer never writes it. Set it to 0 in /etc/sysctl.d, or wish for {}",
-                live.all, live.all
-            ),
-        });
+                 node-fixer never writes it. Set it to 0 in /etc/sysctl.d, or configure another rp_filter.value",
+                live.all
+            );
+            let want = format!("rp_filter {} ({}) in effect on {name}", wish.value.number(), wish.value);
+            plan.blocked.push(Blocked::new(want, because));
+        }
     }
     Ok(plan)
 }
@@ -88,6 +91,7 @@ mod tests {
             ("unknown values are kept", wish(), &[("eth0", 7), ("eth1", -1)], 2, 0, &[], 0),
             ("all is in the pattern", all("."), &[], 2, 1, &[], 0),
             ("all wins", strict(wish()), &[("eth0", 0)], 1, 2, &["eth0.rp_filter=1"], 1),
+            ("all wins where it concerns nobody", strict(wish()), &[("lo", 0)], 1, 2, &[], 0),
         ] {
             let (keys, wishes) = keys(wish, links, default, conf_all);
             assert_eq!(keys.len(), expected.len(), "{case}: {keys:?}");

@@ -15,8 +15,34 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         change: Change::DeleteRule(rule.clone()),
         reason: "node-fixer added it, and it is no longer declared".into(),
     };
-    let steps = missing.map(add).chain(undeclared(desired, live).map(delete)).collect();
-    Ok(Plan { steps, blocked: Vec::new() })
+    let mut steps: Vec<Step> = missing.map(add).collect();
+    for rule in undeclared(desired, live) {
+        // The kernel deletes the first rule that has all that is asked for, whatever else it has (rule_find in
+        // net/core/fib_rules.c). One of ours that stays and would be taken for this one steps aside.
+        let earlier = live.iter().filter_map(SeenRule::lookup).take_while(|other| *other != rule);
+        let staying = earlier.filter(|other| is_taken_for(other, rule) && !is_undeclared(desired, other));
+        let aside: Vec<&Rule> = staying.collect();
+        let reason = || "it would be deleted in the place of the next".to_owned();
+        steps.extend(aside.iter().map(|other| Step { change: Change::DeleteRule((*other).clone()), reason: reason() }));
+        steps.push(delete(rule));
+        steps.extend(aside.iter().map(|other| Step { change: Change::AddRule((*other).clone()), reason: reason() }));
+    }
+    Ok(Plan { steps, ..Plan::default() })
+}
+
+/// Whether a request to delete `asked` deletes `found` as well: what it does not name matches anything.
+pub fn is_taken_for(found: &Rule, asked: &Rule) -> bool {
+    fn agrees<T: PartialEq>(found: &Option<T>, asked: &Option<T>) -> bool {
+        asked.is_none() || asked == found
+    }
+    let (has, wants) = (&found.selector, &asked.selector);
+    (found.family, found.priority, found.table, found.protocol)
+        == (asked.family, asked.priority, asked.table, asked.protocol)
+        && agrees(&has.from, &wants.from)
+        && agrees(&has.to, &wants.to)
+        && agrees(&has.fwmark, &wants.fwmark)
+        && agrees(&has.iif, &wants.iif)
+        && agrees(&has.oif, &wants.oif)
 }
 
 /// The rules as they will be when this section's plan is done: what the plans of other sections build on.
@@ -37,6 +63,7 @@ fn is_undeclared(desired: &Desired, rule: &Rule) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::Selector;
     use crate::reconcile::testing::{desired, observed, rule};
 
     #[test]
@@ -56,12 +83,25 @@ mod tests {
                 vec![add.to_owned(), delete("priority 900 from 10.0.0.1 lookup 7")],
             ),
             ("no longer declared", "{}", vec![mine("10.0.0.1", 1000, 7)], vec![delete("priority 1000 from 10.0.0.1 lookup 7")]),
+            (
+                "one of ours would be taken for the other",
+                "rules: [{priority: 9, from: 10.0.0.1, fwmark: 7, table: 7}]",
+                vec![
+                    Rule { selector: Selector { fwmark: Some((7, u32::MAX)), ..rule("10.0.0.1", 9, 7).selector }, ..mine("10.0.0.1", 9, 7) },
+                    mine("10.0.0.1", 9, 7),
+                ],
+                vec![
+                    delete("priority 9 from 10.0.0.1 fwmark 0x7/0xffffffff lookup 7"),
+                    delete("priority 9 from 10.0.0.1 lookup 7"),
+                    "ip rule add priority 9 from 10.0.0.1 fwmark 0x7/0xffffffff lookup 7 protocol 171".to_owned(),
+                ],
+            ),
             ("of others", "{}", vec![rule("10.0.0.1", 1000, 7), rule("10.0.0.2", 512, 254)], vec![]),
             (
                 "every selector",
                 "rules: [{priority: 5, to: fd00::/8, fwmark: 0x80/0xff, iif: eth0.100, oif: eth1, table: main}]",
                 vec![],
-                vec!["ip -6 rule add priority 5 from all to fd00::/8 fwmark 0x80/0xff iif eth0.100 oif eth1 lookup 254 protocol 171".to_owned()],
+                vec!["ip -6 rule add priority 5 from all to fd00::/8 fwmark 0x80/0xff iif eth0.100 oif eth1 lookup main protocol 171".to_owned()],
             ),
         ] {
             let seen = observed(|seen| seen.rules = Some(Ok(live.into_iter().map(SeenRule::Lookup).collect())));

@@ -4,7 +4,7 @@
 //! ```text
 //! link 3 eth1 10.0.1.10/24 rp=1          (also: down, vrf)
 //! rule 1536 from 10.0.1.100 table 2      (also: to, fwmark, iif, proto; `rule 10 other` is one of others)
-//! route 10.0.1.1 dev 3 scope link table 2 (also: via, metric, proto; `special` for blackhole, multipath …)
+//! route 10.0.1.1 dev 3 scope link table 2 (also: via, metric, proto; `special` for blackhole …, `hops 10.0.0.1@2,10.0.0.2@3`)
 //! ```
 
 use std::net::IpAddr;
@@ -13,8 +13,13 @@ use cidr::{IpCidr, IpInet};
 
 use crate::change::{Change, Plan};
 use crate::desired::Desired;
+use crate::memory::{Recall, Uplink};
 use crate::net::{Dev, Family, IfName, Route, Rule, Scope, Selector, SysctlKey, TABLE_MAIN, family_of};
-use crate::observed::{Address, Gap, Link, Observed, RouteSet, RpFilters, SeenRoute, SeenRule, Target, Want};
+use crate::observed::{
+    Address, Gap, Hop, Link, Look, Observed, RouteSet, RpFilters, SeenRoute, SeenRule, Target, Want,
+};
+use crate::pod::Pod;
+use crate::reconcile::rules::is_taken_for;
 
 /// A configuration of these sections.
 pub fn desired(yaml: &str) -> Desired {
@@ -32,7 +37,7 @@ pub fn observed(fill: impl FnOnce(&mut Observed)) -> Observed {
 
 pub fn link(index: u32, name: &str) -> Link {
     let name = IfName::new(name.as_bytes()).unwrap();
-    Link { dev: Dev { index, name }, up: true, vrf_slave: false }
+    Link { dev: Dev { index, name }, up: true, vrf_slave: false, hardware: Vec::new() }
 }
 
 pub fn rule(from: &str, priority: u32, table: u32) -> Rule {
@@ -55,7 +60,11 @@ pub fn route(text: &str) -> SeenRoute {
     SeenRoute {
         table: number("table").unwrap_or(TABLE_MAIN),
         to,
-        target: if words.contains(&"special") { Target::Other } else { Target::Hop { via, oif: number("dev") } },
+        target: match value("hops") {
+            Some(hops) => Target::Hops(hops.split(',').map(hop).collect()),
+            None if words.contains(&"special") => Target::Special,
+            None => Target::Hop(Hop { via, oif: number("dev") }),
+        },
         scope: Some(if value("scope") == Some("link") { Scope::Link } else { Scope::Global }),
         metric: number("metric").unwrap_or(if family_of(&to) == Family::V6 { 1024 } else { 0 }),
         tos: 0,
@@ -65,22 +74,43 @@ pub fn route(text: &str) -> SeenRoute {
     }
 }
 
+/// `10.0.0.1@3`: gateway and interface.
+fn hop(text: &str) -> Hop {
+    let (via, oif) = text.split_once('@').unwrap();
+    Hop { via: Some(via.parse().unwrap()), oif: Some(oif.parse().unwrap()) }
+}
+
 /// A node.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Model {
     pub rules: Vec<SeenRule>,
     pub routes: Vec<SeenRoute>,
     pub links: Vec<Link>,
     pub addresses: Vec<Address>,
     pub rp_filters: RpFilters,
+    pub uplinks: Vec<Uplink>,
+    /// Where they are others after a while.
+    pub settled: Option<Vec<Uplink>>,
+    pub recall: Recall,
+    pub pods: Look<Vec<Pod>>,
     /// Everything that a plan has asked for.
     pub asked: Vec<Want>,
 }
 
 impl Model {
     pub fn new(text: &str) -> Model {
-        let mut model = Model::default();
-        model.rp_filters.default = 2;
+        let mut model = Model {
+            rules: Vec::new(),
+            routes: Vec::new(),
+            links: Vec::new(),
+            addresses: Vec::new(),
+            rp_filters: RpFilters { default: 2, ..RpFilters::default() },
+            uplinks: Vec::new(),
+            settled: None,
+            recall: Recall::default(),
+            pods: Ok(Vec::new()),
+            asked: Vec::new(),
+        };
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let (kind, rest) = line.split_once(' ').unwrap();
             match kind {
@@ -100,7 +130,8 @@ impl Model {
         link.vrf_slave = words.contains(&"vrf");
         let index = link.dev.index;
         let addresses = words.iter().filter_map(|word| word.parse::<IpInet>().ok().filter(|_| word.contains('/')));
-        self.addresses.extend(addresses.map(|inet| Address { index, inet }));
+        let address = |inet: IpInet| Address { index, local: inet.address(), subnet: inet.network(), lasting: true };
+        self.addresses.extend(addresses.map(address));
         let rp = words.iter().find_map(|word| word.strip_prefix("rp=")).map_or(2, |rp| rp.parse().unwrap());
         self.rp_filters.links.push((index, rp));
         self.links.push(link);
@@ -153,6 +184,13 @@ impl Model {
                 let found = find(&|link| link.dev.name == name);
                 seen.links_named.insert(name, found);
             }
+            Want::Uplinks(_) => seen.uplinks = Some(Ok(self.uplinks.clone())),
+            Want::SettledUplinks(..) => {
+                let settled = self.settled.as_ref().unwrap_or(&self.uplinks).clone();
+                seen.settled_uplinks = Some(Ok(settled));
+            }
+            Want::Recall => seen.recall = Some(Ok(self.recall.clone())),
+            Want::Pods(_) => seen.pods = Some(self.pods.clone()),
             Want::Routes(set) => {
                 let inside = |route: &&SeenRoute| match set {
                     RouteSet::Table(family, table) => family_of(&route.to) == family && route.table == table,
@@ -167,7 +205,12 @@ impl Model {
     /// Does what the kernel would do.
     pub fn apply(&mut self, change: &Change) {
         match change {
-            Change::AddRoute(route) => self.routes.push(as_seen(route)),
+            Change::AddRoute(route) => {
+                let new = as_seen(route);
+                let key = |it: &SeenRoute| (it.table, it.to, it.metric, it.tos);
+                assert!(!self.routes.iter().any(|it| key(it) == key(&new)), "{change}: File exists");
+                self.routes.push(new);
+            }
             Change::ReplaceRoute(route) => {
                 let new = as_seen(route);
                 let old = |it: &&mut SeenRoute| (it.table, it.to, it.metric) == (new.table, new.to, new.metric);
@@ -178,7 +221,10 @@ impl Model {
                 self.routes.retain(|route| *route != gone);
             }
             Change::AddRule(rule) => self.rules.push(SeenRule::Lookup(rule.clone())),
-            Change::DeleteRule(rule) => self.rules.retain(|it| it.lookup() != Some(rule)),
+            Change::DeleteRule(rule) => {
+                let found = self.rules.iter().position(|it| it.lookup().is_some_and(|it| is_taken_for(it, rule)));
+                self.rules.remove(found.unwrap());
+            }
             Change::SetSysctl { key, value } => {
                 let value = value.parse().unwrap();
                 let named = |link: &&Link| SysctlKey::rp_filter(&link.dev.name) == *key;
@@ -187,6 +233,7 @@ impl Model {
                     Some(index) => self.rp_filters.links.iter_mut().find(|(it, _)| *it == index).unwrap().1 = value,
                 }
             }
+            Change::RestartPod(restart) => self.recall.memory = restart.ended.clone(),
         }
     }
 }
@@ -195,7 +242,7 @@ fn as_seen(route: &Route) -> SeenRoute {
     SeenRoute {
         table: route.table,
         to: route.to,
-        target: Target::Hop { via: route.via, oif: route.dev.as_ref().map(|dev| dev.index) },
+        target: Target::Hop(Hop { via: route.via, oif: route.dev.as_ref().map(|dev| dev.index) }),
         scope: Some(route.scope),
         metric: route.stored_metric(),
         tos: 0,

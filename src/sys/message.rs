@@ -10,13 +10,13 @@ use cidr::{IpCidr, IpInet};
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_core::{DefaultNla, Emitable, NlasIterator, Parseable};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::netlink::{NetlinkError, attributes, undecodable};
 use crate::net::{Dev, Family, IfName, Route, Rule, Scope, Selector};
-use crate::observed::{Address, Link, RouteSet, SeenRoute, SeenRule, Target};
+use crate::observed::{Address, Hop, Link, RouteSet, SeenRoute, SeenRule, Target};
 
 pub const RTM_NEWLINK: u16 = 16;
 pub const RTM_GETLINK: u16 = 18;
@@ -59,6 +59,13 @@ pub fn all_rules() -> Body {
 /// Body of the dump of all addresses (struct ifaddrmsg, AF_UNSPEC).
 pub fn all_addresses() -> Body {
     Body { header: vec![0; 8], attributes: Vec::new() }
+}
+
+/// Body of the dump of one interface's addresses.
+pub fn addresses_of(index: u32) -> Body {
+    let mut header = vec![0; 8];
+    header.splice(4..8, index.to_ne_bytes());
+    Body { header, attributes: Vec::new() }
 }
 
 /// Body of the dump of every interface's IPv4 settings (struct netconfmsg).
@@ -135,18 +142,27 @@ pub fn seen_route(payload: &[u8], set: &RouteSet) -> Result<Option<SeenRoute>, N
         _ => return Ok(None),
     };
     let mut table = u32::from(header.table);
-    let (mut destination, mut via, mut oif, mut metric, mut plain) = (None, None, None, 0, true);
+    let (mut destination, mut hop, mut metric) = (None, Hop { via: None, oif: None }, 0);
+    let (mut plain, mut several) = (true, Vec::new());
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(number) => table = *number,
             RouteAttribute::Destination(address) => destination = ip(address),
-            RouteAttribute::Gateway(address) => via = ip(address),
-            RouteAttribute::Oif(index) => oif = Some(*index),
+            RouteAttribute::Gateway(_) | RouteAttribute::Oif(_) => take(&mut hop, attribute),
             RouteAttribute::Priority(number) => metric = *number,
-            RouteAttribute::Via(_)
-            | RouteAttribute::MultiPath(_)
-            | RouteAttribute::NhId(_)
-            | RouteAttribute::Encap(_) => plain = false,
+            RouteAttribute::Via(_) => {
+                plain = false;
+                take(&mut hop, attribute);
+            }
+            RouteAttribute::MultiPath(hops) => {
+                plain = false;
+                several.extend(hops.iter().map(|leg| {
+                    let mut hop = Hop { via: None, oif: Some(leg.interface_index) };
+                    leg.attributes.iter().for_each(|attribute| take(&mut hop, attribute));
+                    hop
+                }));
+            }
+            RouteAttribute::NhId(_) | RouteAttribute::Encap(_) => plain = false,
             _ => {}
         }
     }
@@ -166,8 +182,10 @@ pub fn seen_route(payload: &[u8], set: &RouteSet) -> Result<Option<SeenRoute>, N
         table,
         to,
         target: match header.kind {
-            RouteType::Unicast if plain => Target::Hop { via, oif },
-            _ => Target::Other,
+            RouteType::Unicast if plain => Target::Hop(hop),
+            RouteType::Unicast if several.is_empty() => Target::Hops(vec![hop]),
+            RouteType::Unicast => Target::Hops(several),
+            _ => Target::Special,
         },
         scope: match header.scope {
             RouteScope::Universe => Some(Scope::Global),
@@ -181,6 +199,17 @@ pub fn seen_route(payload: &[u8], set: &RouteSet) -> Result<Option<SeenRoute>, N
         onlink: header.flags.contains(RouteFlags::Onlink),
         protocol,
     }))
+}
+
+/// Takes what an attribute says of a next hop.
+fn take(hop: &mut Hop, attribute: &RouteAttribute) {
+    match attribute {
+        RouteAttribute::Gateway(address) => hop.via = ip(address),
+        RouteAttribute::Via(RouteVia::Inet(address)) => hop.via = Some(IpAddr::V4(*address)),
+        RouteAttribute::Via(RouteVia::Inet6(address)) => hop.via = Some(IpAddr::V6(*address)),
+        RouteAttribute::Oif(index) => hop.oif = Some(*index),
+        _ => {}
+    }
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -263,13 +292,15 @@ pub fn seen_rule(payload: &[u8]) -> Result<Option<SeenRule>, NetlinkError> {
 /// Reads a link (struct ifinfomsg, IFLA_*).
 pub fn seen_link(payload: &[u8]) -> Result<Link, NetlinkError> {
     const IFF_UP: u32 = 1;
+    const IFLA_ADDRESS: u16 = 1;
     const IFLA_IFNAME: u16 = 3;
     const IFLA_LINKINFO: u16 = 18;
     const IFLA_INFO_SLAVE_KIND: u16 = 4;
-    let (mut dev_name, mut vrf_slave) = (None, false);
+    let (mut dev_name, mut vrf_slave, mut hardware) = (None, false, Vec::new());
     for attribute in attributes(payload, 16)? {
         let attribute = attribute?;
         match attribute.kind() {
+            IFLA_ADDRESS => hardware = attribute.value().to_vec(),
             IFLA_IFNAME => dev_name = Some(name(attribute.value())?),
             IFLA_LINKINFO => {
                 vrf_slave = NlasIterator::new(attribute.value())
@@ -282,31 +313,42 @@ pub fn seen_link(payload: &[u8]) -> Result<Link, NetlinkError> {
     let index = number(payload.get(4..8).unwrap_or_default())?;
     let flags = number(payload.get(8..12).unwrap_or_default())?;
     let name = dev_name.ok_or_else(|| undecodable(format_args!("link {index} has no name")))?;
-    Ok(Link { dev: Dev { index, name }, up: flags & IFF_UP != 0, vrf_slave })
+    Ok(Link { dev: Dev { index, name }, up: flags & IFF_UP != 0, vrf_slave, hardware })
 }
 
 /// Reads an address; `None` for one of a family that is not IP (struct ifaddrmsg, IFA_*).
 pub fn seen_address(payload: &[u8]) -> Result<Option<Address>, NetlinkError> {
     const IFA_ADDRESS: u16 = 1;
     const IFA_LOCAL: u16 = 2;
+    const IFA_FLAGS: u16 = 8;
+    const IFA_F_TEMPORARY: u32 = 1; // of IPv6; of IPv4 the same bit says that it is a secondary one
+    const IFA_F_TENTATIVE: u32 = 0x40;
+    const RT_SCOPE_UNIVERSE: u8 = 0;
     let header = payload.first_chunk::<8>().ok_or_else(|| undecodable("an address ends within its header"))?;
-    let [family, length, _, _, index @ ..] = *header;
+    let [family, length, flags, scope, index @ ..] = *header;
+    let mut flags = u32::from(flags);
     if !matches!(family, AF_INET | AF_INET6) {
         return Ok(None);
     }
-    // On a point-to-point link IFA_ADDRESS is the far end's, IFA_LOCAL ours.
     let (mut address, mut local) = (None, None);
     for attribute in attributes(payload, header.len())? {
         let attribute = attribute?;
         match attribute.kind() {
             IFA_ADDRESS => address = Some(ip_of(attribute.value())?),
             IFA_LOCAL => local = Some(ip_of(attribute.value())?),
+            IFA_FLAGS => flags = number(attribute.value())?,
             _ => {}
         }
     }
-    let address = local.or(address).ok_or_else(|| undecodable("an address message has no address"))?;
-    let inet = IpInet::new(address, length).map_err(undecodable)?;
-    Ok(Some(Address { index: u32::from_ne_bytes(index), inet }))
+    // With a peer IFA_ADDRESS is the peer's, and it is the peer's subnet that is on the link.
+    let (Some(on_link), Some(local)) = (address.or(local), local.or(address)) else {
+        return Err(undecodable("an address message has no address"));
+    };
+    let subnet = IpInet::new(on_link, length).map_err(undecodable)?.network();
+    let passing = if family == AF_INET6 { IFA_F_TEMPORARY | IFA_F_TENTATIVE } else { 0 };
+    let link_local = matches!(local, IpAddr::V4(address) if address.is_link_local());
+    let lasting = scope == RT_SCOPE_UNIVERSE && flags & passing == 0 && !link_local;
+    Ok(Some(Address { index: u32::from_ne_bytes(index), local, subnet, lasting }))
 }
 
 /// Reads an interface's rp_filter (struct netconfmsg, NETCONFA_*). `all` has the index -1, `default` -2.

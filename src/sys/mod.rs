@@ -1,29 +1,50 @@
 //! The only code that touches the system: it looks, and it applies. It decides nothing.
 
+mod crictl;
 mod lock;
 mod message;
 mod netlink;
+mod state;
+mod stop;
 mod sysctl;
 
+use std::fmt::Display;
+use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use nix::errno::Errno;
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 
+use crictl::CrictlError;
 pub use lock::{Held, Lock};
 use message::{RTM_DELROUTE, RTM_DELRULE, RTM_GETADDR, RTM_GETLINK, RTM_GETNETCONF, RTM_GETROUTE, RTM_GETRULE};
 use message::{RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE};
 use netlink::{Netlink, NetlinkError};
+use stop::Stop;
+use tracing::info;
 
-use crate::change::Change;
+use crate::change::{Change, RestartPod};
+use crate::desired::Pattern;
+use crate::memory::{Memory, Uplink};
 use crate::net::IfName;
 use crate::observed::{Address, Link, Look, Observed, RouteSet, RpFilters, SeenRoute, SeenRule, Want};
+use crate::pod::{Pod, PodId, PodQuery};
+
+/// How often it is asked whether a new sandbox is ready.
+const POLL: Duration = Duration::from_millis(500);
 
 /// This node, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Node {
     netlink: Netlink,
+    state_dir: PathBuf,
+    patient: bool,
+    stop: Stop,
 }
 
 /// Why a change was not made.
@@ -32,7 +53,7 @@ pub enum ApplyError {
     /// This process may not.
     #[error("{0}; changing the network takes the capability CAP_NET_ADMIN in its user namespace")]
     NotPermitted(String),
-    /// Anything else, in the words of the kernel.
+    /// Anything else, in the words of the kernel or of the program.
     #[error("{0}")]
     Refused(String),
 }
@@ -48,14 +69,13 @@ pub fn has_net_admin() -> io::Result<bool> {
 }
 
 impl Node {
-    /// Opens the way to the kernel.
+    /// Opens the way to the kernel. A node that is not `patient` answers at once what takes time to answer.
     ///
     /// # Errors
     ///
     /// There is no netlink socket to be had.
-    pub fn open() -> anyhow::Result<Node> {
-        let netlink = Netlink::open()?;
-        Ok(Node { netlink })
+    pub fn open(state_dir: &Path, patient: bool) -> anyhow::Result<Node> {
+        Ok(Node { netlink: Netlink::open()?, state_dir: state_dir.into(), patient, stop: Stop::default() })
     }
 
     /// Looks at each of these, and puts what was seen, or why it could not be seen, into `observed`.
@@ -81,6 +101,14 @@ impl Node {
                 Want::Addresses => {
                     observed.addresses = Some(failed("the addresses of all interfaces", self.addresses()));
                 }
+                Want::Uplinks(names) => observed.uplinks = Some(failed("the uplinks", self.uplinks(&names))),
+                Want::SettledUplinks(names, settle) => {
+                    observed.settled_uplinks = Some(failed("the uplinks", self.settled_uplinks(&names, settle)));
+                }
+                Want::Recall => {
+                    observed.recall = Some(failed("what the last run remembered", state::recall(&self.state_dir)));
+                }
+                Want::Pods(query) => observed.pods = Some(failed("the pods", self.pods(&query))),
             }
         }
     }
@@ -105,12 +133,14 @@ impl Node {
             Change::AddRule(rule) => message::rule(rule).and_then(|rule| netlink.change(RTM_NEWRULE, add, &rule)),
             Change::DeleteRule(rule) => message::rule(rule).and_then(|rule| netlink.change(RTM_DELRULE, 0, &rule)),
             Change::SetSysctl { key, value } => return sysctl::write(key, value).or_else(judge),
+            Change::RestartPod(restart) => return self.restart(restart).map_err(ApplyError::Refused),
         };
         match result {
             Err(NetlinkError::Refused {
                 errno: Errno::EEXIST | Errno::ENOENT | Errno::ESRCH | Errno::ENODEV, ..
             }) => Ok(()),
-            Err(error @ NetlinkError::Refused { errno: Errno::EPERM | Errno::EACCES, .. }) => {
+            // EACCES is something else: "IPv6 is disabled on nexthop device", for one.
+            Err(error @ NetlinkError::Refused { errno: Errno::EPERM, .. }) => {
                 Err(ApplyError::NotPermitted(error.to_string()))
             }
             other => other.map_err(|error| ApplyError::Refused(error.to_string())),
@@ -161,10 +191,116 @@ impl Node {
     fn addresses(&mut self) -> Result<Vec<Address>, NetlinkError> {
         self.netlink.dump(RTM_GETADDR, &message::all_addresses(), message::seen_address)
     }
+
+    /// The links whose names match, by name. The names come from one listing; only those that match are asked for.
+    fn uplinks(&mut self, names: &Pattern) -> anyhow::Result<Vec<Uplink>> {
+        let mut uplinks = Vec::new();
+        // Of this network namespace, whatever is mounted on /sys.
+        for entry in fs::read_dir("/proc/sys/net/ipv4/conf").context("/proc/sys/net/ipv4/conf")? {
+            let file = entry?.file_name();
+            let Some(name) = IfName::new(file.as_bytes()).filter(|name| names.is_match(name.as_bytes())) else {
+                continue;
+            };
+            // `all` and `default` are no links, and a link may have gone since.
+            if let Some(link) = self.link(0, Some(&name))? {
+                uplinks.push(self.uplink(&file.to_string_lossy(), &link)?);
+            }
+        }
+        uplinks.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(uplinks)
+    }
+
+    fn uplink(&mut self, name: &str, link: &Link) -> Result<Uplink, NetlinkError> {
+        let index = link.dev.index;
+        let all = self.netlink.dump(RTM_GETADDR, &message::addresses_of(index), message::seen_address)?;
+        let lasting = all.into_iter().filter(|address| address.index == index && address.lasting);
+        let mut addresses: Vec<String> =
+            lasting.map(|address| format!("{}/{}", address.local, address.subnet.network_length())).collect();
+        addresses.sort();
+        let hardware = link.hardware.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Uplink { name: name.into(), index, hardware, addresses })
+    }
+
+    fn settled_uplinks(&mut self, names: &Pattern, settle: Duration) -> anyhow::Result<Vec<Uplink>> {
+        if self.patient {
+            self.stop.listen().context("cannot listen for signals")?;
+            anyhow::ensure!(self.stop.sleep(settle), "told to stop while waiting for the uplinks to settle");
+        }
+        self.uplinks(names)
+    }
+
+    fn pods(&mut self, query: &PodQuery) -> Result<Vec<Pod>, CrictlError> {
+        self.listen().map_err(CrictlError::Failed)?;
+        crictl::pods(query, &self.stop)
+    }
+
+    fn listen(&mut self) -> Result<(), String> {
+        self.stop.listen().map_err(|error| format!("cannot listen for signals: {error}"))
+    }
+
+    /// Remembers for the next run.
+    ///
+    /// # Errors
+    ///
+    /// The state directory cannot be written.
+    pub fn remember(&mut self, memory: &Memory) -> io::Result<()> {
+        state::remember(&self.state_dir, memory)
+    }
+
+    /// Restarts a pod. What is about to happen is remembered before it happens: whoever comes after an end in the
+    /// middle goes on with the same sandbox.
+    fn restart(&mut self, restart: &RestartPod) -> Result<(), String> {
+        let Some(id) = &restart.id else { return Err("its sandbox is not known".into()) };
+        self.listen()?;
+        let written = |result: io::Result<()>| result.map_err(|error| format!("cannot remember the restart: {error}"));
+        written(self.remember(&restart.begun))?;
+        match self.replace(&restart.query, id) {
+            Ok(took) => {
+                info!(pod = %id, ?took, "another sandbox is ready");
+                written(self.remember(&restart.ended))
+            }
+            // Not a failure: the next run goes on.
+            Err(error @ CrictlError::Stopped(_)) => Err(error.to_string()),
+            Err(error) => {
+                written(self.remember(&restart.failed))?;
+                Err(error.to_string())
+            }
+        }
+    }
+
+    /// Stops and removes a sandbox, and waits until another one is ready; how long that took.
+    fn replace(&mut self, query: &PodQuery, id: &PodId) -> Result<Duration, CrictlError> {
+        let gone = |result| match result {
+            Err(CrictlError::NotFound(_)) => Ok(()),
+            other => other,
+        };
+        let begin = Instant::now();
+        gone(crictl::stop_pod(query, id, &self.stop))?;
+        gone(crictl::remove_pod(query, id, &self.stop))?;
+        let patience = query.timeout * 3;
+        let mut trouble = String::new();
+        loop {
+            match crictl::pods(query, &self.stop) {
+                Ok(pods) if pods.iter().any(|pod| pod.id != *id) => return Ok(begin.elapsed()),
+                Ok(_) => trouble.clear(),
+                Err(error @ CrictlError::Stopped(_)) => return Err(error),
+                Err(error) => trouble = format!(" ({error})"),
+            }
+            if begin.elapsed() >= patience {
+                return Err(CrictlError::Failed(format!(
+                    "sandbox {id} is gone, and no other was ready within {patience:?}{trouble}; is kubelet running? \
+                     see: systemctl status kubelet, journalctl -u kubelet"
+                )));
+            }
+            if !self.stop.sleep(POLL) {
+                return Err(CrictlError::Stopped(query.command(&query.list_args())));
+            }
+        }
+    }
 }
 
 /// A failed look as everybody who needs it will report it.
-fn failed<T>(what: &str, result: Result<T, NetlinkError>) -> Look<T> {
+fn failed<T>(what: &str, result: Result<T, impl Display>) -> Look<T> {
     result.map_err(|error| Arc::from(format!("cannot look at {what}: {error}")))
 }
 

@@ -1,8 +1,11 @@
 //! Exit codes, streams, and what a run with nothing to do leaves behind: nothing.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 use nix::fcntl::{Flock, FlockArg};
 
@@ -53,6 +56,8 @@ fn a_second_run_leaves_at_once_and_says_who_holds_the_lock() {
 fn nothing_to_do_leaves_no_trace() {
     let node = healthy();
     node.fix(&[]).expect(0);
+    let before = files(&node);
+    assert_eq!(before.len(), 2, "the lock, and what the first run remembers: {before:?}");
     let trace = node.directory.path().join("trace");
     let mut command = Command::new("strace");
     command.args(["-f", "-e", "trace=file,process,write,sendto", "-o"]).arg(&trace);
@@ -66,10 +71,17 @@ fn nothing_to_do_leaves_no_trace() {
     let written: Vec<_> = calls.lines().filter(|call| call.contains("O_WRONLY") || call.contains("O_RDWR")).collect();
     assert!(written.iter().all(|call| call.contains("/lock\"")), "{written:?}");
     assert!(!calls.contains(" write("), "{calls}");
-    let mut left: Vec<_> =
-        fs::read_dir(node.directory.path().join("state")).unwrap().map(|file| file.unwrap().file_name()).collect();
-    left.sort();
-    assert_eq!(left, ["lock"]);
+    assert_eq!(files(&node), before);
+}
+
+/// The files of the state directory, with their contents and the times of their last change.
+fn files(node: &Worker) -> BTreeMap<OsString, (Vec<u8>, SystemTime)> {
+    let entries = fs::read_dir(node.directory.path().join("state")).unwrap().map(|entry| entry.unwrap());
+    let file = |entry: fs::DirEntry| {
+        let changed = entry.metadata().unwrap().modified().unwrap();
+        (entry.file_name(), (fs::read(entry.path()).unwrap(), changed))
+    };
+    entries.map(file).collect()
 }
 
 #[test]

@@ -83,6 +83,17 @@ fn drop_ins_are_merged_and_the_result_says_where_from() {
 }
 
 #[test]
+fn a_file_that_nobody_would_read_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let main = directory.path().join("main.yaml");
+    fs::write(&main, "version: 1\n").unwrap();
+    fs::create_dir(directory.path().join("config.d")).unwrap();
+    fs::write(directory.path().join("config.d/20.yml"), "rp_filter: {mode: off}\n").unwrap();
+    let ran = finish(node_fixer().arg("--config").arg(&main).arg("check-config").output().unwrap()).expect(78);
+    assert!(ran.err.contains("20.yml: cannot read the configuration: only files named .yaml are read"), "{ran:?}");
+}
+
+#[test]
 fn the_schema_is_printed() {
     let schema = finish(node_fixer().arg("schema").output().unwrap()).expect(0).json();
     assert!(schema["properties"]["rp_filter"].is_object(), "{schema}");

@@ -128,3 +128,45 @@ routes: [{to: 10.0.1.0/24, dev: eth1, table: 77}, {to: default, via: 10.0.1.1, d
     let ran = node.fix(&["--output", "json"]).expect(0);
     assert_eq!(ran.commands().iter().filter(|command| command.contains("proto 170")).count(), 1, "{ran:?}");
 }
+
+#[test]
+fn next_hops_that_others_appended_are_not_replaced() {
+    let node = Worker::new().with_loose_rp_filter();
+    node.config("routes: [{to: 'fd09::/32', via: 'fd00:1::1'}]");
+    node.fix(&[]).expect(0);
+    node.net.ip("-6 route append fd09::/32 via fd00:0::1 proto static");
+    let before = node.net.state();
+    assert_eq!(node.fix(&["--output", "json"]).expect(1).json()["blocked"].as_array().unwrap().len(), 1);
+    node.config("");
+    assert_eq!(node.fix(&["--output", "json"]).expect(1).json()["blocked"].as_array().unwrap().len(), 1);
+    assert_eq!(node.net.state(), before);
+}
+
+#[test]
+fn a_rule_is_not_deleted_in_the_place_of_a_more_general_one() {
+    let node = Worker::new().with_loose_rp_filter();
+    let marked = "{priority: 900, from: 10.0.1.9, fwmark: 7, table: main}";
+    node.config(&format!("rules: [{marked}, {{priority: 900, from: 10.0.1.9, table: main}}]"));
+    node.fix(&[]).expect(0);
+    node.config(&format!("rules: [{marked}]"));
+    node.fix(&[]).expect(0);
+    let rules = node.net.ip_json("-d rule show priority 900");
+    assert_eq!((rules.as_array().unwrap().len(), &rules[0]["fwmark"]), (1, &Value::from("0x7")), "{rules}");
+}
+
+#[test]
+fn the_order_of_declarations_does_not_matter() {
+    let node = Worker::new().with_loose_rp_filter();
+    node.config("routes: [{to: default, via: 10.7.0.1, dev: eth1, table: 9}, {to: 10.7.0.1, dev: eth1, table: 9}]");
+    node.fix(&[]).expect(0);
+    assert_eq!(node.net.ip_json("route show table 9").as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn what_the_kernel_denies_for_another_reason_is_no_lack_of_rights() {
+    let node = Worker::new().with_loose_rp_filter();
+    node.net.set_sysctl("net/ipv6/conf/eth0/disable_ipv6", "1");
+    node.config("routes: [{to: 'fd09::/32', dev: eth0}]");
+    let ran = node.fix(&[]).expect(1);
+    assert!(ran.err.contains("IPv6 is disabled on nexthop device"), "{ran:?}");
+}

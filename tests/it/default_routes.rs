@@ -101,7 +101,7 @@ fn rules_that_select_by_more_than_a_source_are_others() {
         "iif eth1 from 10.0.1.50 lookup 7",
         "oif eth1 from 10.0.1.50 lookup 7",
         "not from 10.0.1.50 lookup 7",
-        "from 10.0.1.50 uidrange 1-2 lookup 7",
+        "from 10.0.1.50 uidrange 0-0 lookup 7",
         "from 10.0.1.50 tos 0x10 lookup 7",
         "from 10.0.1.50 lookup 7 suppress_prefixlength 0",
         "from 10.0.1.50 lookup 7 suppress_ifgroup 3",
@@ -149,4 +149,56 @@ fn observe_reports_and_off_does_not_look() {
     node.config("default_routes: {mode: off}\nrp_filter: {mode: off}");
     assert_eq!(node.fix(&[]).expect(0).out, "");
     assert_eq!(node.net.state(), before);
+}
+
+#[test]
+fn what_is_declared_for_the_main_table_is_evidence_at_once() {
+    let broken = || {
+        let node = Worker::new().with_pod(100).with_loose_rp_filter();
+        node.net.ip("route flush table 2");
+        node.config("routes: [{to: default, via: 10.0.1.1, dev: eth1, metric: 9}]");
+        node
+    };
+    let (by_script, by_run) = (broken(), broken());
+    by_script.net.run("sh", &["-ec", &by_script.fix(&["--dry-run"]).expect(0).out]);
+    assert_eq!(by_run.fix(&["--output", "json"]).expect(0).commands().len(), 3);
+    assert_eq!(by_script.net.state(), by_run.net.state());
+}
+
+#[test]
+fn a_host_route_of_global_scope_is_a_way_to_the_gateway() {
+    let node = Worker::new().with_pod(100).with_loose_rp_filter();
+    node.net.ip("route flush table 2");
+    node.net.ip("route add 10.0.1.1 dev eth1 table 2 scope global");
+    node.net.ip("route add default via 10.0.1.1 dev eth1 metric 9");
+    let ran = node.fix(&["--output", "json"]).expect(0);
+    assert_eq!(ran.commands(), ["ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope global"]);
+    assert!(node.pod(0).pings("10.0.1.100", "192.0.2.1"));
+}
+
+#[test]
+fn the_subnet_of_an_address_with_a_peer_is_the_peers() {
+    for (gateway, code) in [("172.16.0.1", 0), ("10.0.1.1", 1)] {
+        let node = Worker::new().with_pod(100).with_loose_rp_filter();
+        node.net.ip("addr flush dev eth1 scope global");
+        node.net.ip("addr add 10.0.1.10 peer 172.16.0.1/24 dev eth1");
+        node.net.ip(&format!("route add {gateway} dev eth1 table 2 scope link"));
+        let ran = node.fix(&["--output", "json"]).expect(code);
+        assert_eq!(ran.commands().len(), usize::from(code == 0), "{ran:?}");
+    }
+}
+
+#[test]
+fn a_default_route_for_some_sources_only_is_none() {
+    let node = Worker::new().with_loose_rp_filter().with_rule("1536", "fd00:1::100", 3);
+    node.net.ip("-6 route add fe80:ec2::1 dev eth1 table 3");
+    node.net.ip("-6 route add default from 2001:db8:77::/48 via fe80:ec2::1 dev eth1 table 3");
+    assert_eq!(node.fix(&["--output", "json"]).expect(0).commands().len(), 1);
+}
+
+#[test]
+fn a_family_that_is_named_twice_is_mended_once() {
+    let node = Worker::new().with_pod(100).with_loose_rp_filter().without_default(2);
+    node.config("default_routes: {families: [ipv4, ipv4]}");
+    assert_eq!(node.fix(&["--output", "json"]).expect(0).commands().len(), 1);
 }

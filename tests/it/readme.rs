@@ -38,9 +38,12 @@ fn its_configurations_are_accepted() {
 #[test]
 fn its_exit_codes_are_those_of_the_help() {
     let help = finish(node_fixer().arg("--help").output().unwrap()).expect(0).out;
+    let mut seen = 0;
     let codes = help.lines().skip_while(|line| !line.starts_with("Exit codes")).skip(1).map(str::trim);
     for (code, meaning) in codes.filter_map(|line| line.split_once(' ')) {
         let row = format!("| {code} | {} |", meaning.trim());
         assert!(readme().contains(&row), "README.md lacks {row}");
+        seen += 1;
     }
+    assert_eq!(seen, 7, "{help}");
 }

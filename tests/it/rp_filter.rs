@@ -29,7 +29,7 @@ fn strict_uplinks_become_loose_and_nothing_else_changes() {
 fn names_with_dots_capitals_and_worse_are_reached() {
     let node = Worker::new().with_loose_rp_filter();
     node.config("rp_filter: {interfaces: '.'}");
-    let names = ["eth0.100", "enP2p4s0", "a$(id)", "it's", "-n", "x;y"];
+    let names = ["eth0.100", "enP2p4s0", "a$(id)", "it's", "-n", "x;y", "eth=1", "e*"];
     for name in names {
         node.net.run("ip", &["link", "add", "veth0", "type", "veth", "peer", "name", "veth1"]);
         node.net.run("ip", &["link", "set", "dev", "veth0", "name", name]);

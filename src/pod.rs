@@ -1,0 +1,92 @@
+//! The nouns of the container runtime: a pod's sandbox, and the question for it as crictl takes it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::net::shell_word;
+
+/// Id of a pod's sandbox. Never empty, never like an option, harmless in a shell.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PodId(String);
+
+impl PodId {
+    /// The id as crictl takes it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for PodId {
+    type Error = String;
+
+    fn try_from(id: String) -> Result<PodId, String> {
+        let fit = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if (1..=128).contains(&id.len()) && id.chars().all(fit) && id.starts_with(|c: char| c.is_ascii_alphanumeric()) {
+            Ok(PodId(id))
+        } else {
+            Err(format!("{id:?} is no id of a sandbox"))
+        }
+    }
+}
+
+impl fmt::Display for PodId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A pod's sandbox that is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pod {
+    /// Its id.
+    pub id: PodId,
+    /// Its pod's name.
+    pub name: String,
+    /// When it was made, by the wall clock, since 1970.
+    pub created: Duration,
+}
+
+/// Which pod to look for, and by which crictl.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodQuery {
+    /// The program: a path, or a name that is looked for on PATH.
+    pub crictl: String,
+    /// The socket of the runtime.
+    pub endpoint: String,
+    /// Time that one call may take.
+    pub timeout: Duration,
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Labels of the pod, all of which it has.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl PodQuery {
+    /// Arguments of a call: what every call needs (crictl's own time-out of 2 s is too short for a stop), and
+    /// these.
+    pub fn args(&self, more: &[&str]) -> Vec<String> {
+        let timeout = format!("{}ms", self.timeout.as_millis());
+        let timeout = timeout.strip_suffix("000ms").map_or(timeout.clone(), |seconds| format!("{seconds}s"));
+        let common = ["--runtime-endpoint", &self.endpoint, "--timeout", &timeout];
+        common.iter().chain(more).map(|arg| (*arg).to_owned()).collect()
+    }
+
+    /// Arguments that list the pod's sandboxes that are ready, as JSON.
+    pub fn list_args(&self) -> Vec<String> {
+        let labels: Vec<String> = self.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let mut args = vec!["pods", "--namespace", &self.namespace];
+        args.extend(labels.iter().flat_map(|label| ["--label", label]));
+        args.extend(["--state", "ready", "-o", "json"]);
+        self.args(&args)
+    }
+
+    /// The command line of a call, for people and shells.
+    pub fn command(&self, args: &[String]) -> String {
+        let words = std::iter::once(&self.crictl).chain(args).map(|word| shell_word(word.as_bytes()));
+        words.collect::<Vec<_>>().join(" ")
+    }
+}
