@@ -9,6 +9,7 @@ mod declared;
 mod default_routes;
 mod dry_run;
 mod kit;
+mod kube_proxy;
 mod readme;
 mod rights;
 mod rp_filter;
