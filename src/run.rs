@@ -96,7 +96,7 @@ pub fn run(desired: &Desired, node: &mut Node, dry_run: bool) -> Outcome {
     let mut outcome = Outcome { dry_run, items: Vec::new(), blocked: Vec::new(), not_permitted: false };
     for round in 0..=ROUNDS {
         let may_mend = round < ROUNDS;
-        if !outcome.round(plans(desired, node), desired, node, may_mend) {
+        if !outcome.round(desired, node, may_mend) {
             break;
         }
     }
@@ -105,16 +105,6 @@ pub fn run(desired: &Desired, node: &mut Node, dry_run: bool) -> Outcome {
     }
     debug!(converged = outcome.converged(), changes = outcome.items.len(), blocked = outcome.blocked.len(), "done");
     outcome
-}
-
-/// The plan of a section, or why it has none.
-type Planned = (&'static Reconciler, Result<Plan, Arc<str>>);
-
-/// The plan of every section that is not off. One look serves them all.
-fn plans(desired: &Desired, node: &mut Node) -> Vec<Planned> {
-    let mut seen = Observed::default();
-    let on = ALL.iter().filter(|reconciler| (reconciler.mode)(desired) != Mode::Off);
-    on.map(|reconciler| (reconciler, plan(reconciler, desired, node, &mut seen))).collect()
 }
 
 /// Plans, looking at what the plan asks for until it asks for nothing more. Every look is answered or fails, so
@@ -133,70 +123,60 @@ fn plan(reconciler: &Reconciler, desired: &Desired, node: &mut Node, seen: &mut 
 }
 
 impl Outcome {
-    /// Makes the changes that the plans have and that were not tried yet. What was made and is planned again has
-    /// failed. Returns whether anything was tried, so that somebody has to look again.
-    fn round(&mut self, plans: Vec<Planned>, desired: &Desired, node: &mut Node, may_mend: bool) -> bool {
+    /// Looks once, and section by section plans and makes the changes that were not tried yet. (A section that
+    /// waits, as kube_proxy does, keeps none of the others waiting.) Returns whether anything was tried, so that
+    /// somebody has to look again.
+    fn round(&mut self, desired: &Desired, node: &mut Node, may_mend: bool) -> bool {
         self.blocked.clear();
         self.items.retain(|item| !item.held);
+        let mut seen = Observed::default();
         let mut tried = false;
-        for (reconciler, plan) in plans {
-            let observed = (reconciler.mode)(desired) == Mode::Observe;
-            let name = reconciler.name;
-            let mut stopped = !may_mend;
-            let plan = self.without_blocked(name, observed, plan);
+        for reconciler in ALL {
+            let mode = (reconciler.mode)(desired);
+            if mode == Mode::Off {
+                continue;
+            }
+            let (name, observed) = (reconciler.name, mode == Mode::Observe);
+            let plan = plan(reconciler, desired, node, &mut seen).unwrap_or_else(|why| {
+                let blocked = Blocked::unseen(format!("to know what {name} has to do"), why.to_string());
+                Plan { blocked: vec![blocked], ..Plan::default() }
+            });
+            let refused = |blocked| Refused { reconciler: name, blocked, observed };
+            self.blocked.extend(plan.blocked.into_iter().map(refused));
             if let Some(memory) = plan.remember.filter(|_| !self.dry_run) {
                 self.remember(node, name, &memory);
             }
-            for Step { change, reason } in plan.held {
-                self.items.push(Item {
-                    reconciler: name,
-                    change,
-                    reason,
-                    status: Status::Skipped,
-                    error: None,
-                    held: true,
-                });
-            }
-            for Step { change, reason } in plan.steps {
-                if let Some(at) = self.items.iter().position(|item| item.change == change) {
-                    let Some(item) = self.items.get_mut(at) else { continue };
-                    if item.status == Status::Skipped && !stopped {
-                        // What it waited for is done.
-                        self.items.remove(at);
-                    } else {
-                        stopped |= item.is_missed_again();
-                        continue;
-                    }
-                }
-                let (status, error) = match () {
-                    () if observed => (Status::Observed, None),
-                    () if self.dry_run => (Status::Planned, None),
-                    () if stopped => (Status::Skipped, None),
-                    () => {
-                        tried = true;
-                        self.apply(node, name, &change, &reason)
-                    }
-                };
-                // What follows in the plan builds on it.
-                stopped |= status == Status::Failed;
-                self.items.push(Item { reconciler: name, change, reason, status, error, held: false });
-            }
+            self.items.extend(plan.held.into_iter().map(|step| Item { held: true, ..Item::new(name, step) }));
+            tried |= self.steps(node, name, plan.steps, observed, may_mend);
         }
         tried
     }
 
-    fn apply(&mut self, node: &mut Node, reconciler: &str, change: &Change, reason: &str) -> (Status, Option<String>) {
-        match node.apply(change) {
-            Ok(()) => {
-                info!(reconciler, command = %change, reason, "changed");
-                (Status::Applied, None)
+    /// Makes a plan's changes, in their order, up to the first that fails: what follows builds on it. What was made
+    /// and is planned again has failed. Returns whether anything was tried.
+    fn steps(&mut self, node: &mut Node, name: &'static str, steps: Vec<Step>, observed: bool, may_mend: bool) -> bool {
+        let mut tried = false;
+        let mut stopped = !may_mend;
+        for step in steps {
+            let known = self.items.iter().position(|item| item.change == step.change);
+            let at = known.unwrap_or(self.items.len());
+            if known.is_none() {
+                self.items.push(Item::new(name, step));
             }
-            Err(error) => {
-                self.not_permitted |= matches!(error, ApplyError::NotPermitted(_));
-                error!(reconciler, command = %change, reason, %error, "failed");
-                (Status::Failed, Some(error.to_string()))
+            let Some(item) = self.items.get_mut(at) else { continue };
+            match item.status {
+                Status::Skipped if observed => item.status = Status::Observed,
+                Status::Skipped if self.dry_run => item.status = Status::Planned,
+                Status::Skipped if !stopped => {
+                    tried = true;
+                    self.not_permitted |= item.apply(node);
+                }
+                Status::Applied => item.is_missed(),
+                _ => {}
             }
+            stopped |= item.status == Status::Failed;
         }
+        tried
     }
 
     fn remember(&mut self, node: &mut Node, reconciler: &'static str, memory: &Memory) {
@@ -205,17 +185,6 @@ impl Outcome {
             let because = format!("the state directory cannot be written: {error}; name another by --state-dir");
             self.blocked.push(Refused { reconciler, blocked: Blocked::new(want, because), observed: false });
         }
-    }
-
-    /// Puts aside what is blocked in a plan, and returns the rest.
-    fn without_blocked(&mut self, name: &'static str, observed: bool, plan: Result<Plan, Arc<str>>) -> Plan {
-        let plan = plan.unwrap_or_else(|why| {
-            let blocked = Blocked::unseen(format!("to know what {name} has to do"), why.to_string());
-            Plan { blocked: vec![blocked], ..Plan::default() }
-        });
-        let refused = |blocked| Refused { reconciler: name, blocked, observed };
-        self.blocked.extend(plan.blocked.into_iter().map(refused));
-        Plan { blocked: Vec::new(), steps: plan.steps, held: plan.held, remember: plan.remember }
     }
 
     fn log_blocked(&self) {
@@ -230,14 +199,35 @@ impl Outcome {
 }
 
 impl Item {
-    /// A change is planned that was planned before. If it was made, then it did not last.
-    fn is_missed_again(&mut self) -> bool {
-        if self.status == Status::Applied {
-            let why = "the kernel accepted it, but the second look misses it; does another program undo it?";
-            error!(reconciler = self.reconciler, command = %self.change, reason = self.reason, error = why, "failed");
-            self.status = Status::Failed;
-            self.error = Some(why.into());
+    /// A change that was not tried yet.
+    fn new(reconciler: &'static str, Step { change, reason }: Step) -> Item {
+        Item { reconciler, change, reason, status: Status::Skipped, error: None, held: false }
+    }
+
+    /// Makes the change; whether that was not permitted.
+    fn apply(&mut self, node: &mut Node) -> bool {
+        match node.apply(&self.change) {
+            Ok(told) => {
+                self.status = Status::Applied;
+                self.reason.extend(told.iter().flat_map(|told| ["; ", told]));
+                info!(reconciler = self.reconciler, command = %self.change, reason = self.reason, "changed");
+                false
+            }
+            Err(error) => {
+                self.failed(error.to_string());
+                matches!(error, ApplyError::NotPermitted(_))
+            }
         }
-        matches!(self.status, Status::Failed | Status::Skipped)
+    }
+
+    /// The change was made, and is planned again: it did not last.
+    fn is_missed(&mut self) {
+        self.failed("the kernel accepted it, but the second look misses it; does another program undo it?".into());
+    }
+
+    fn failed(&mut self, error: String) {
+        error!(reconciler = self.reconciler, command = %self.change, reason = self.reason, error, "failed");
+        self.status = Status::Failed;
+        self.error = Some(error);
     }
 }

@@ -26,7 +26,6 @@ use message::{RTM_DELROUTE, RTM_DELRULE, RTM_GETADDR, RTM_GETLINK, RTM_GETNETCON
 use message::{RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE};
 use netlink::{Netlink, NetlinkError};
 use stop::Stop;
-use tracing::info;
 
 use crate::change::{Change, RestartPod};
 use crate::desired::Pattern;
@@ -113,7 +112,7 @@ impl Node {
         }
     }
 
-    /// Makes one change.
+    /// Makes one change. Returns what there is to tell of it, if anything.
     ///
     /// What is there already (EEXIST) or gone meanwhile (ENOENT, ESRCH, ENODEV) is no error: whether all is as
     /// it should be is for the second look to say.
@@ -121,7 +120,7 @@ impl Node {
     /// # Errors
     ///
     /// What the kernel said.
-    pub fn apply(&mut self, change: &Change) -> Result<(), ApplyError> {
+    pub fn apply(&mut self, change: &Change) -> Result<Option<String>, ApplyError> {
         let add = NLM_F_CREATE | NLM_F_EXCL;
         let netlink = &mut self.netlink;
         let result = match change {
@@ -132,18 +131,18 @@ impl Node {
             Change::DeleteRoute(route) => netlink.change(RTM_DELROUTE, 0, &message::route(route)),
             Change::AddRule(rule) => message::rule(rule).and_then(|rule| netlink.change(RTM_NEWRULE, add, &rule)),
             Change::DeleteRule(rule) => message::rule(rule).and_then(|rule| netlink.change(RTM_DELRULE, 0, &rule)),
-            Change::SetSysctl { key, value } => return sysctl::write(key, value).or_else(judge),
-            Change::RestartPod(restart) => return self.restart(restart).map_err(ApplyError::Refused),
+            Change::SetSysctl { key, value } => return sysctl::write(key, value).or_else(judge).map(|()| None),
+            Change::RestartPod(restart) => return self.restart(restart).map(Some).map_err(ApplyError::Refused),
         };
         match result {
             Err(NetlinkError::Refused {
                 errno: Errno::EEXIST | Errno::ENOENT | Errno::ESRCH | Errno::ENODEV, ..
-            }) => Ok(()),
+            }) => Ok(None),
             // EACCES is something else: "IPv6 is disabled on nexthop device", for one.
             Err(error @ NetlinkError::Refused { errno: Errno::EPERM, .. }) => {
                 Err(ApplyError::NotPermitted(error.to_string()))
             }
-            other => other.map_err(|error| ApplyError::Refused(error.to_string())),
+            other => other.map(|()| None).map_err(|error| ApplyError::Refused(error.to_string())),
         }
     }
 
@@ -249,15 +248,15 @@ impl Node {
 
     /// Restarts a pod. What is about to happen is remembered before it happens: whoever comes after an end in the
     /// middle goes on with the same sandbox.
-    fn restart(&mut self, restart: &RestartPod) -> Result<(), String> {
+    fn restart(&mut self, restart: &RestartPod) -> Result<String, String> {
         let Some(id) = &restart.id else { return Err("its sandbox is not known".into()) };
         self.listen()?;
         let written = |result: io::Result<()>| result.map_err(|error| format!("cannot remember the restart: {error}"));
         written(self.remember(&restart.begun))?;
         match self.replace(&restart.query, id) {
             Ok(took) => {
-                info!(pod = %id, ?took, "another sandbox is ready");
-                written(self.remember(&restart.ended))
+                written(self.remember(&restart.ended))?;
+                Ok(format!("another sandbox was ready after {:.1} s", took.as_secs_f64()))
             }
             // Not a failure: the next run goes on.
             Err(error @ CrictlError::Stopped(_)) => Err(error.to_string()),

@@ -18,7 +18,7 @@ fn the_dry_run_that_it_shows_is_real() {
     let node = Worker::new().with_pod(100).with_pod(101).without_default(2);
     node.net.set_sysctl("net/ipv4/conf/default/rp_filter", "1");
     let script = node.fix(&["--dry-run"]).expect(0).out;
-    assert!(blocks("sh").iter().any(|block| *block == script), "README.md does not show this:\n{script}");
+    assert!(blocks("sh").contains(&script), "README.md does not show this:\n{script}");
     let ran = node.fix(&[]).expect(0);
     assert!(blocks("text").contains(&ran.out), "README.md does not show this:\n{}", ran.out);
 }
