@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::memory::Memory;
+use crate::memory::{Knowledge, Note};
 use crate::net::{Route, Rule, SysctlKey};
 use crate::pod::{PodId, PodQuery};
 
@@ -15,8 +15,8 @@ pub struct Plan {
     pub held: Vec<Step>,
     /// What should be done and cannot safely be.
     pub blocked: Vec<Blocked>,
-    /// What the next run is to know, where no step says it. Written when it differs from what is known.
-    pub remember: Option<Memory>,
+    /// What the next run is to know. Written before any step is made; without it none is.
+    pub remember: Option<Note>,
 }
 
 /// A change and the reason for it.
@@ -84,11 +84,11 @@ pub struct RestartPod {
     /// Its sandbox; `None` where it was not looked for yet.
     pub id: Option<PodId>,
     /// Before anything is done.
-    pub begun: Memory,
+    pub begun: Knowledge,
     /// When another sandbox is ready.
-    pub ended: Memory,
+    pub ended: Knowledge,
     /// When something failed.
-    pub failed: Memory,
+    pub failed: Knowledge,
 }
 
 impl fmt::Display for RestartPod {

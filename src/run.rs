@@ -7,7 +7,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::{Desired, Mode};
-use crate::memory::Memory;
+use crate::memory::Note;
 use crate::observed::{Gap, Observed};
 use crate::reconcile::{ALL, Reconciler};
 use crate::sys::{ApplyError, Node};
@@ -143,11 +143,9 @@ impl Outcome {
             });
             let refused = |blocked| Refused { reconciler: name, blocked, observed };
             self.blocked.extend(plan.blocked.into_iter().map(refused));
-            if let Some(memory) = plan.remember.filter(|_| !self.dry_run) {
-                self.remember(node, name, &memory);
-            }
+            let noted = plan.remember.filter(|_| !self.dry_run).is_none_or(|note| self.remember(node, name, note));
             self.items.extend(plan.held.into_iter().map(|step| Item { held: true, ..Item::new(name, step) }));
-            tried |= self.steps(node, name, plan.steps, observed, may_mend);
+            tried |= self.steps(node, name, plan.steps, observed, may_mend && noted);
         }
         tried
     }
@@ -179,12 +177,13 @@ impl Outcome {
         tried
     }
 
-    fn remember(&mut self, node: &mut Node, reconciler: &'static str, memory: &Memory) {
-        if let Err(error) = node.remember(memory) {
-            let want = "to remember for the next run".into();
-            let because = format!("the state directory cannot be written: {error}; name another by --state-dir");
-            self.blocked.push(Refused { reconciler, blocked: Blocked::new(want, because), observed: false });
-        }
+    /// Takes a note for the next run; whether that worked.
+    fn remember(&mut self, node: &mut Node, reconciler: &'static str, note: Note) -> bool {
+        let Err(error) = node.remember(note) else { return true };
+        let want = "to remember for the next run".into();
+        let because = format!("the state directory cannot be written: {error}; name another by --state-dir");
+        self.blocked.push(Refused { reconciler, blocked: Blocked::new(want, because), observed: false });
+        false
     }
 
     fn log_blocked(&self) {

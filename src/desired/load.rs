@@ -320,7 +320,7 @@ fn read_file(path: &Path) -> Result<(String, String), ConfigError> {
 
 /// A name that is easily mistaken for one that is read: nobody would notice what is in it.
 fn not_read(yml: &Path) -> Result<(), ConfigError> {
-    match yml.symlink_metadata() {
+    match File::open(yml) {
         Ok(_) => Err(unreadable(yml, io::Error::other("only files named .yaml are read; rename it"))),
         Err(_) => Ok(()),
     }

@@ -146,7 +146,7 @@ impl Default for RpFilter {
             mode: Mode::Enforce,
             value: RpValue::Loose,
             replace: vec![RpValue::Off, RpValue::Strict],
-            interfaces: Pattern::known_good("^(default|(eth|ens)[0-9]+|eni[0-9a-f]{11}|vlan[0-9a-f]{11})$"),
+            interfaces: Pattern::known_good(value::UPLINKS_AND_PODS),
         }
     }
 }
@@ -218,7 +218,7 @@ impl Default for KubeProxy {
     fn default() -> Self {
         KubeProxy {
             mode: Mode::Enforce,
-            interfaces: Pattern::known_good("^(eth|ens)[0-9]+$"),
+            interfaces: Pattern::known_good(value::UPLINKS),
             settle: Duration::from_secs(5),
             min_interval: Duration::from_secs(300),
             crictl: "crictl".into(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::change::{Blocked, Change, Plan, RestartPod, Step};
 use crate::desired::{Desired, KubeProxy, Mode};
-use crate::memory::{Memory, Pending, Recall, Restart, Uplink, difference};
+use crate::memory::{Knowledge, Note, Pending, Recall, Restart, Uplink, difference};
 use crate::observed::{Gap, Observed};
 use crate::pod::Pod;
 
@@ -18,7 +18,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let wish = &desired.kube_proxy;
     let uplinks = observed.uplinks(&wish.interfaces)?;
     let recall = observed.recall()?;
-    let memory = &recall.memory;
+    let memory = &recall.memory.kube_proxy;
     let node = Look { wish, observed, recall };
     if let Some(restart) = &memory.restart {
         return Ok(node.resume(restart));
@@ -29,7 +29,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         // before still holds the next try back, so that links that flap do not undo that.
         _ => {
             let (failures, retry) = (memory.failures, memory.retry);
-            Ok(remember(memory, Memory { failures, retry, ..at_rest(memory, uplinks) }))
+            Ok(remember(memory, Knowledge { failures, retry, ..at_rest(memory, uplinks) }))
         }
     }
 }
@@ -42,24 +42,24 @@ struct Look<'a> {
 }
 
 /// kube-proxy knows the uplinks as they are.
-fn at_rest(memory: &Memory, uplinks: &[Uplink]) -> Memory {
-    Memory { uplinks: Some(uplinks.to_vec()), restarted: memory.restarted, ..Memory::default() }
+fn at_rest(memory: &Knowledge, uplinks: &[Uplink]) -> Knowledge {
+    Knowledge { uplinks: Some(uplinks.to_vec()), restarted: memory.restarted, ..Knowledge::default() }
 }
 
 /// Nothing to do but to remember what is new.
-fn remember(old: &Memory, new: Memory) -> Plan {
-    Plan { remember: (new != *old).then_some(new), ..Plan::default() }
+fn remember(old: &Knowledge, new: Knowledge) -> Plan {
+    Plan { remember: (new != *old).then_some(Note::KubeProxy(new)), ..Plan::default() }
 }
 
 impl Look<'_> {
     fn changed(&self, known: &[Uplink], uplinks: &[Uplink]) -> Result<Plan, Gap> {
-        let (memory, now) = (&self.recall.memory, self.recall.boot);
+        let (memory, now) = (&self.recall.memory.kube_proxy, self.recall.boot);
         let pending = match &memory.pending {
             Some(pending) if pending.uplinks == uplinks => pending.clone(),
             _ => Pending { since: self.recall.wall, uplinks: uplinks.to_vec() },
         };
         let since = pending.since;
-        let seen = Memory { pending: Some(pending), ..memory.clone() };
+        let seen = Knowledge { pending: Some(pending), ..memory.clone() };
         let reason = format!("uplinks changed: {}", difference(known, uplinks));
 
         if let Some(retry) = seen.retry.filter(|retry| now < *retry) {
@@ -91,13 +91,13 @@ impl Look<'_> {
         let restart = Restart { id: pod.id.clone(), uplinks: uplinks.to_vec() };
         match seen.restarted.map(|last| last + self.wish.min_interval).filter(|earliest| now < *earliest) {
             Some(earliest) => Ok(self.held(seen, Some(restart), &reason, earliest)),
-            None => Ok(self.restart(Memory { restart: Some(restart), restarted: Some(now), ..seen }, reason)),
+            None => Ok(self.restart(Knowledge { restart: Some(restart), restarted: Some(now), ..seen }, reason)),
         }
     }
 
     /// A run that had begun a restart did not see its end.
     fn resume(&self, restart: &Restart) -> Plan {
-        let memory = &self.recall.memory;
+        let memory = &self.recall.memory.kube_proxy;
         let reason = format!("the restart of sandbox {} was begun and not ended", restart.id);
         match memory.retry.filter(|retry| self.recall.boot < *retry) {
             Some(retry) => self.held(memory.clone(), Some(restart.clone()), &reason, retry),
@@ -106,7 +106,7 @@ impl Look<'_> {
     }
 
     /// With the memory of a restart that is begun now.
-    fn restart(&self, begun: Memory, reason: String) -> Plan {
+    fn restart(&self, begun: Knowledge, reason: String) -> Plan {
         let Some(Restart { id, uplinks }) = begun.restart.clone() else { return Plan::default() };
         let restart = RestartPod {
             query: self.wish.query(),
@@ -119,7 +119,7 @@ impl Look<'_> {
     }
 
     /// What is to be done, but not now.
-    fn held(&self, seen: Memory, restart: Option<Restart>, why: &str, until: Duration) -> Plan {
+    fn held(&self, seen: Knowledge, restart: Option<Restart>, why: &str, until: Duration) -> Plan {
         let wait = until.saturating_sub(self.recall.boot);
         let reason = if wait.is_zero() {
             format!("{why}; left to the next run")
@@ -130,20 +130,20 @@ impl Look<'_> {
         let restart = RestartPod {
             query: self.wish.query(),
             id: restart.map(|restart| restart.id),
-            begun: Memory::default(),
-            ended: Memory::default(),
-            failed: Memory::default(),
+            begun: Knowledge::default(),
+            ended: Knowledge::default(),
+            failed: Knowledge::default(),
         };
         let step = Step { change: Change::RestartPod(Box::new(restart)), reason };
-        Plan { held: vec![step], ..remember(&self.recall.memory, seen) }
+        Plan { held: vec![step], ..remember(&self.recall.memory.kube_proxy, seen) }
     }
 
     /// Tried and failed once more: next time later, but never later than the interval between restarts.
-    fn failed(&self, memory: Memory) -> Memory {
+    fn failed(&self, memory: Knowledge) -> Knowledge {
         let doubled = FIRST_RETRY.saturating_mul(1 << memory.failures.min(16));
         // A timer that ticks each minute must not miss its tick by the seconds that the failure took.
         let wait = doubled.min(self.wish.min_interval).saturating_sub(Duration::from_secs(5));
-        Memory { failures: memory.failures.saturating_add(1), retry: Some(self.recall.boot + wait), ..memory }
+        Knowledge { failures: memory.failures.saturating_add(1), retry: Some(self.recall.boot + wait), ..memory }
     }
 }
 
@@ -157,6 +157,7 @@ fn ambiguous(reason: &str, pods: &[Pod]) -> Blocked {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::Memory;
     use crate::pod::PodId;
     use crate::reconcile::testing::Model;
 
@@ -179,7 +180,8 @@ mod tests {
     fn changed() -> Model {
         let mut node = Model::new("");
         node.uplinks = vec![uplink("eth0", "10.0.0.10/24"), uplink("eth1", "10.0.1.10/24")];
-        let memory = Memory { uplinks: Some(vec![uplink("eth0", "10.0.0.10/24")]), ..Memory::default() };
+        let kube_proxy = Knowledge { uplinks: Some(vec![uplink("eth0", "10.0.0.10/24")]), ..Knowledge::default() };
+        let memory = Memory { kube_proxy, ..Memory::default() };
         node.recall = Recall { memory, wall: TODAY, boot: START };
         node.pods = Ok(vec![pod("old", TODAY - Duration::from_secs(9_000))]);
         node
@@ -187,6 +189,17 @@ mod tests {
 
     fn planned(node: &mut Model) -> Plan {
         node.plan(plan, &Desired::default())
+    }
+
+    fn noted(plan: Plan) -> Knowledge {
+        match plan.remember {
+            Some(Note::KubeProxy(knowledge)) => knowledge,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn recalled(kube_proxy: Knowledge) -> Memory {
+        Memory { kube_proxy, ..Memory::default() }
     }
 
     fn reason(steps: &[Step]) -> &str {
@@ -198,15 +211,15 @@ mod tests {
         let mut node = changed();
         node.recall.memory = Memory::default();
         let plan = planned(&mut node);
-        assert_eq!((plan.steps, plan.held, plan.blocked), (vec![], vec![], vec![]));
-        assert_eq!(plan.remember.unwrap().uplinks, Some(node.uplinks.clone()));
+        assert!(plan.steps.is_empty() && plan.held.is_empty() && plan.blocked.is_empty(), "{plan:?}");
+        assert_eq!(noted(plan).uplinks, Some(node.uplinks.clone()));
         assert!(!node.asked.iter().any(|want| matches!(want, crate::observed::Want::Pods(_))));
     }
 
     #[test]
     fn nothing_changed_is_nothing_to_remember() {
         let mut node = changed();
-        node.recall.memory.uplinks = Some(node.uplinks.clone());
+        node.recall.memory.kube_proxy.uplinks = Some(node.uplinks.clone());
         assert_eq!(planned(&mut node), Plan::default());
         assert_eq!(node.asked.len(), 2, "{:?}", node.asked);
     }
@@ -255,8 +268,8 @@ mod tests {
             let mut node = changed();
             node.pods = Ok(pods);
             let plan = planned(&mut node);
-            assert_eq!((plan.steps, plan.held, plan.blocked), (vec![], vec![], vec![]), "{case}");
-            assert_eq!(plan.remember.unwrap().uplinks, Some(node.uplinks.clone()), "{case}");
+            assert!(plan.steps.is_empty() && plan.held.is_empty() && plan.blocked.is_empty(), "{case}");
+            assert_eq!(noted(plan).uplinks, Some(node.uplinks.clone()), "{case}");
         }
     }
 
@@ -267,7 +280,7 @@ mod tests {
         let plan = planned(&mut node);
         assert_eq!(plan.steps, vec![]);
         assert!(plan.blocked[0].because.contains("kube-proxy-a (a), kube-proxy-b (b)"), "{plan:?}");
-        assert_eq!(plan.remember.unwrap().uplinks, node.recall.memory.uplinks, "the change is not forgotten");
+        assert_eq!(noted(plan).uplinks, node.recall.memory.kube_proxy.uplinks, "the change is not forgotten");
 
         let mut node = changed();
         node.settled = Some(vec![]);
@@ -280,27 +293,27 @@ mod tests {
     fn the_time_of_a_change_is_when_these_uplinks_were_first_seen() {
         let mut node = changed();
         node.pods = Err("crictl is broken".into());
-        let first = planned(&mut node).remember.unwrap();
+        let first = noted(planned(&mut node));
         assert_eq!(first.pending.as_ref().unwrap().since, TODAY);
         node.recall = Recall {
-            memory: first.clone(),
+            memory: recalled(first.clone()),
             wall: TODAY + Duration::from_secs(60),
             boot: START + Duration::from_secs(60),
         };
-        assert_eq!(planned(&mut node).remember.unwrap().pending, first.pending);
+        assert_eq!(noted(planned(&mut node)).pending, first.pending);
         node.uplinks.push(uplink("eth2", "10.0.2.10/24"));
-        let again = planned(&mut node).remember.unwrap().pending.unwrap();
+        let again = noted(planned(&mut node)).pending.unwrap();
         assert_eq!(again.since, TODAY + Duration::from_secs(60), "a further change");
     }
 
     #[test]
     fn restarts_keep_their_distance() {
         let mut node = changed();
-        node.recall.memory.restarted = Some(START - Duration::from_secs(100));
+        node.recall.memory.kube_proxy.restarted = Some(START - Duration::from_secs(100));
         let plan = planned(&mut node);
         assert_eq!(plan.steps, vec![]);
         assert_eq!(reason(&plan.held), "uplinks changed: +eth1; held back for 3m 20s");
-        node.recall = Recall { memory: plan.remember.unwrap(), wall: TODAY, boot: START + Duration::from_secs(201) };
+        node.recall = Recall { memory: recalled(noted(plan)), wall: TODAY, boot: START + Duration::from_secs(201) };
         assert_eq!(planned(&mut node).steps.len(), 1, "it happens when its time has come");
     }
 
@@ -312,11 +325,11 @@ mod tests {
         for _ in 0..5 {
             let plan = planned(&mut node);
             assert!(plan.blocked[0].unseen && plan.blocked[0].because.contains("crictl is broken"), "{plan:?}");
-            let memory = plan.remember.unwrap();
+            let memory = noted(plan);
             assert_eq!(memory.uplinks, Some(vec![uplink("eth0", "10.0.0.10/24")]), "not forgotten");
             let retry = memory.retry.unwrap();
             waits.push((retry - node.recall.boot).as_secs());
-            node.recall.memory = memory;
+            node.recall.memory = recalled(memory);
             node.recall.boot = retry - Duration::from_secs(1);
             let asked = node.asked.len();
             assert!(planned(&mut node).held[0].reason.contains("tries failed; held back for 1s"));
@@ -328,9 +341,8 @@ mod tests {
         let both = std::mem::replace(&mut node.uplinks, vec![uplink("eth0", "10.0.0.10/24")]);
         node.pods = Ok(vec![pod("old", START)]);
         node.recall.boot -= Duration::from_secs(1);
-        node.recall.memory =
-            Memory { retry: Some(node.recall.boot + Duration::from_secs(9)), ..node.recall.memory.clone() };
-        node.recall.memory = planned(&mut node).remember.unwrap();
+        node.recall.memory.kube_proxy.retry = Some(node.recall.boot + Duration::from_secs(9));
+        node.recall.memory = recalled(noted(planned(&mut node)));
         node.uplinks = both;
         assert_eq!(planned(&mut node).steps, vec![]);
     }
@@ -339,12 +351,12 @@ mod tests {
     fn a_restart_that_did_not_end_is_resumed_by_its_id() {
         let mut node = changed();
         let Change::RestartPod(first) = planned(&mut node).steps.remove(0).change else { panic!() };
-        node.recall.memory = first.begun.clone();
+        node.recall.memory = recalled(first.begun.clone());
         // Another pod has come up meanwhile: it is not touched.
         node.pods = Ok(vec![pod("new", TODAY + Duration::from_secs(5))]);
         let Change::RestartPod(again) = planned(&mut node).steps.remove(0).change else { panic!() };
         assert_eq!((again.id, &again.ended), (Some(id("old")), &first.ended));
-        node.recall.memory = first.failed.clone();
+        node.recall.memory = recalled(first.failed.clone());
         assert_eq!(planned(&mut node).steps, vec![], "after a failure not at once");
         node.recall.boot += Duration::from_secs(60);
         assert_eq!(planned(&mut node).steps.len(), 1);

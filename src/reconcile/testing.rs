@@ -233,7 +233,7 @@ impl Model {
                     Some(index) => self.rp_filters.links.iter_mut().find(|(it, _)| *it == index).unwrap().1 = value,
                 }
             }
-            Change::RestartPod(restart) => self.recall.memory = restart.ended.clone(),
+            Change::RestartPod(restart) => self.recall.memory.kube_proxy = restart.ended.clone(),
         }
     }
 }

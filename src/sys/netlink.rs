@@ -12,8 +12,8 @@ use nix::libc;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket};
 use nix::{setsockopt_impl, sockopt_impl};
 use rtnetlink::packet_core::{
-    Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
-    NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NetlinkBuffer, NlaBuffer, NlasIterator,
+    Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLM_F_REQUEST,
+    NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NetlinkBuffer, NlaBuffer, NlasIterator,
 };
 
 sockopt_impl!(
@@ -87,14 +87,10 @@ impl Netlink {
     }
 
     /// Asks for one object. `each` is given the type and the body of the answer.
-    pub fn get(
-        &mut self,
-        kind: u16,
-        body: &impl Emitable,
-        mut each: impl FnMut(u16, &[u8]) -> Result<(), NetlinkError>,
-    ) -> Result<(), NetlinkError> {
-        let request = self.request(kind, NLM_F_ACK, body);
-        self.exchange(&request, &mut each)
+    pub fn get(&mut self, kind: u16, body: &impl Emitable, each: Each<'_>) -> Result<(), NetlinkError> {
+        // Not acknowledged: the one message is the whole answer.
+        let request = self.request(kind, 0, body);
+        self.exchange(&request, each)
     }
 
     /// Asks for all objects of a kind, and makes a value of each by `decode`, which may skip it.
@@ -203,7 +199,12 @@ impl Answer {
                 NLMSG_ERROR => return outcome(payload, message.flags(), 20).map(|()| true),
                 NLMSG_OVERRUN => return Err(Errno::ENOBUFS.into()),
                 NLMSG_NOOP => {}
-                kind => each(kind, payload)?,
+                kind => {
+                    each(kind, payload)?;
+                    if message.flags() & NLM_F_MULTIPART == 0 {
+                        return Ok(true);
+                    }
+                }
             }
         }
         Ok(false)

@@ -81,7 +81,7 @@ impl Kube {
 
     fn memory(&self) -> Value {
         let text = fs::read(self.node.directory.path().join("state/state.json")).unwrap();
-        serde_json::from_slice::<Value>(&text).unwrap()["memory"].clone()
+        serde_json::from_slice::<Value>(&text).unwrap()["memory"]["kube_proxy"].clone()
     }
 
     fn json(&self, code: i32) -> Value {
