@@ -1,6 +1,7 @@
 //! What a plan consists of: changes to make, and wishes that cannot safely be met.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::memory::{Knowledge, Note};
 use crate::net::{Route, Rule, SysctlKey};
@@ -89,6 +90,8 @@ pub struct RestartPod {
     pub ended: Knowledge,
     /// When something failed.
     pub failed: Knowledge,
+    /// How long to wait with the next try after that.
+    pub backoff: Duration,
 }
 
 impl fmt::Display for RestartPod {

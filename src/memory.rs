@@ -55,6 +55,8 @@ impl Memory {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Knowledge {
+    /// The pattern by which the uplinks were told: under another one they are others.
+    pub interfaces: Option<String>,
     /// The uplinks that kube-proxy knows; `None` before the first look.
     pub uplinks: Option<Vec<Uplink>>,
     /// A change that kube-proxy does not know of yet.

@@ -191,11 +191,11 @@ pub struct KubeProxy {
     /// The uplinks by name. Never the links of pods: they come and go.
     pub interfaces: Pattern,
     /// The change must have stood still this long.
-    #[serde(with = "value::duration")]
+    #[serde(with = "value::wait")]
     #[cfg_attr(test, schemars(with = "String"))]
     pub settle: Duration,
     /// Never restart more often.
-    #[serde(with = "value::duration")]
+    #[serde(with = "value::wait")]
     #[cfg_attr(test, schemars(with = "String"))]
     pub min_interval: Duration,
     /// The program: a path, or a name that is looked for on PATH.

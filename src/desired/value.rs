@@ -43,6 +43,11 @@ impl Pattern {
         Pattern { text: Cow::Borrowed(text), compiled: OnceCell::new() }
     }
 
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
     fn new(text: &str) -> Result<Pattern, String> {
         let compiled = match text {
             UPLINKS | UPLINKS_AND_PODS => OnceCell::new(),
@@ -349,11 +354,7 @@ pub(super) fn some_families<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
 
 /// A span of time such as `5s` or `1m 30s`.
 pub(super) mod duration {
-    use super::{Deserializer, Duration, Serializer, text};
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        text(deserializer, "a duration such as 5s", parse)
-    }
+    use super::{Duration, Serializer};
 
     pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&humantime::format_duration(*duration))
@@ -361,6 +362,19 @@ pub(super) mod duration {
 
     pub fn parse(text: &str) -> Result<Duration, String> {
         humantime::parse_duration(text).map_err(|error| format!("`{text}` is no duration such as 5s: {error}"))
+    }
+}
+
+/// A duration that something is waited for: at most a week.
+pub(super) mod wait {
+    pub use super::duration::serialize;
+    use super::{Deserializer, Duration, duration, text};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        text(deserializer, "a duration such as 5s", |text| match duration::parse(text)? {
+            sane if sane <= Duration::from_secs(7 * 24 * 3600) => Ok(sane),
+            _ => Err(format!("`{text}` is longer than a week")),
+        })
     }
 }
 

@@ -35,7 +35,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
                     let missing = (!has_host_route).then_some(host);
                     let step = |route| Step { change: Change::AddRoute(route), reason: reason.clone() };
                     plan.steps.extend(missing.into_iter().chain([default]).map(step));
-                    served.extend(sources);
+                    served.extend(node.served_everywhere(table));
                 }
                 Way::Blocked(because) => unserved.push((table, sources, because)),
                 Way::OfVrf => {}
@@ -96,6 +96,12 @@ impl Policy<'_> {
         users.values_mut().for_each(|sources| sources.retain(|source| !served.contains(source)));
         users.retain(|_, sources| !sources.is_empty());
         Ok(users)
+    }
+
+    /// Sources whose packets to anywhere are sent to the table.
+    fn served_everywhere(&self, table: u32) -> impl Iterator<Item = IpAddr> {
+        let everywhere = self.rules.iter().filter(|rule| rule.selector.to.is_none());
+        everywhere.filter_map(|rule| sends(rule)).filter(move |(_, sent)| *sent == table).map(|(source, _)| source)
     }
 
     fn is_ours_to_mend(&self, table: u32) -> bool {

@@ -207,7 +207,10 @@ impl Node {
             if let Some(name) = IfName::new(file.as_bytes())
                 && let Some(link) = self.link(0, Some(&name))?
             {
-                uplinks.push(self.uplink(&file.to_string_lossy(), &link)?);
+                match self.uplink(&file.to_string_lossy(), &link) {
+                    Err(NetlinkError::Refused { errno: Errno::ENODEV, .. }) => {}
+                    other => uplinks.push(other?),
+                }
             }
         }
         uplinks.sort_by(|a, b| a.name.cmp(&b.name));
@@ -269,10 +272,19 @@ impl Node {
         Ok(())
     }
 
+    /// Whether this process was told to stop.
+    pub fn told_to_stop(&self) -> bool {
+        self.stop.told()
+    }
+
     fn recall(&mut self) -> io::Result<Recall> {
         let state_dir = &self.state_dir;
-        let memory = self.memory.get_or_insert_with(|| state::recall(state_dir)).clone();
-        let boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);
+        let mut memory = self.memory.get_or_insert_with(|| state::recall(state_dir)).clone();
+        if !self.patient {
+            // Who asks what would be done wants to know now what is wrong with crictl.
+            memory.kube_proxy.retry = None;
+        }
+        let boot = boot_time()?;
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Ok(Recall { memory, wall, boot })
     }
@@ -286,41 +298,52 @@ impl Node {
         let note = |knowledge: &Knowledge| Note::KubeProxy(knowledge.clone());
         written(self.remember(note(&restart.begun)))?;
         match self.replace(&restart.query, id) {
-            Ok(took) => {
+            Ok(told) => {
                 written(self.remember(note(&restart.ended)))?;
-                Ok(format!("another sandbox was ready after {:.1} s", took.as_secs_f64()))
+                Ok(told)
             }
             // Not a failure: the next run goes on.
             Err(error @ CrictlError::Stopped(_)) => Err(error.to_string()),
             Err(error) => {
-                written(self.remember(note(&restart.failed)))?;
+                let retry = boot_time().ok().map(|now| now.saturating_add(restart.backoff));
+                written(self.remember(note(&Knowledge { retry, ..restart.failed.clone() })))?;
                 Err(error.to_string())
             }
         }
     }
 
-    /// Stops and removes a sandbox, and waits until another one is ready; how long that took.
-    fn replace(&mut self, query: &PodQuery, id: &PodId) -> Result<Duration, CrictlError> {
+    /// Stops and removes a sandbox, and waits until another one is ready; what there is to tell of that.
+    fn replace(&mut self, query: &PodQuery, id: &PodId) -> Result<String, CrictlError> {
         let gone = |result| match result {
             Err(CrictlError::NotFound(_)) => Ok(()),
             other => other,
         };
         let begin = Instant::now();
         gone(crictl::stop_pod(query, id, &self.stop))?;
-        gone(crictl::remove_pod(query, id, &self.stop))?;
+        // What cannot be removed is stopped all the same, and kubelet makes another: what counts is whether it does.
+        let removed = match gone(crictl::remove_pod(query, id, &self.stop)) {
+            Err(error @ CrictlError::Stopped(_)) => return Err(error),
+            Err(error) => format!("; the old one was not removed: {error}"),
+            Ok(()) => String::new(),
+        };
         let patience = query.timeout * 3;
-        let mut trouble = String::new();
+        let end = Instant::now() + patience;
         loop {
-            match crictl::pods(query, &self.stop) {
-                Ok(pods) if pods.iter().any(|pod| pod.id != *id) => return Ok(begin.elapsed()),
-                Ok(_) => trouble.clear(),
+            let trouble = match crictl::pods(query, &self.stop) {
+                Ok(pods) if pods.iter().any(|pod| pod.id != *id) => {
+                    return Ok(format!(
+                        "another sandbox was ready after {:.1} s{removed}",
+                        begin.elapsed().as_secs_f64()
+                    ));
+                }
+                Ok(_) => String::new(),
                 Err(error @ CrictlError::Stopped(_)) => return Err(error),
-                Err(error) => trouble = format!(" ({error})"),
-            }
-            if begin.elapsed() >= patience {
+                Err(error) => format!(" ({error})"),
+            };
+            if Instant::now() >= end {
                 return Err(CrictlError::Failed(format!(
-                    "sandbox {id} is gone, and no other was ready within {patience:?}{trouble}; is kubelet running? \
-                     see: systemctl status kubelet, journalctl -u kubelet"
+                    "sandbox {id} is stopped, and no other was ready within {patience:?}{trouble}{removed}; is kubelet \
+                     running? see: systemctl status kubelet, journalctl -u kubelet"
                 )));
             }
             if !self.stop.sleep(POLL) {
@@ -328,6 +351,10 @@ impl Node {
             }
         }
     }
+}
+
+fn boot_time() -> io::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_BOOTTIME)?.into())
 }
 
 /// A failed look as everybody who needs it will report it.
