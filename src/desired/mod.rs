@@ -211,6 +211,7 @@ pub struct KubeProxy {
     /// Namespace of the pod.
     pub namespace: String,
     /// Labels of the pod, all of which it has.
+    #[serde(deserialize_with = "value::some_labels")]
     pub labels: BTreeMap<String, String>,
 }
 

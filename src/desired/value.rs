@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -350,6 +351,15 @@ pub(super) fn some_families<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
         return Err(de::Error::custom("names no family; to switch the section off say `mode: off`"));
     }
     Ok(families)
+}
+
+/// Labels, at least one: a pod without any condition is any pod.
+pub(super) fn some_labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let labels = BTreeMap::deserialize(deserializer)?;
+    if labels.is_empty() {
+        return Err(de::Error::custom("names no label, and so any pod; to switch the section off say `mode: off`"));
+    }
+    Ok(labels)
 }
 
 /// A span of time such as `5s` or `1m 30s`.
