@@ -21,9 +21,9 @@ recorded() { # name id: prints what was recorded, about this id, and exits as it
     stream "$1" stderr | sed "s/[0-9a-f]\{64\}/$2/g; s/0123456789abcdef/$2/g" >&2
     exit "$(sed -n 's/^exit: //p' "$FIXTURES/$1.txt")"
 }
-item() { # id state: one pod as recorded
+item() { # id state created: one pod as recorded
     stream pods-ready stdout | sed -n '/^    {/,/^    }/p' |
-        sed "s/\"id\":.*/\"id\": \"$1\",/; s/\"createdAt\":.*/\"createdAt\": \"$(cat "$FAKE/$3/$1")\",/; s/SANDBOX_READY/$2/"
+        sed "s/\"id\":.*/\"id\": \"$1\",/; s/\"createdAt\":.*/\"createdAt\": \"$3\",/; s/SANDBOX_READY/$2/"
 }
 kubelet() { # makes another sandbox
     new=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
@@ -34,13 +34,14 @@ list() {
     printf '{ "items": ['
     separator=
     for id in $(ls "$FAKE/ready"); do
+        created=$(cat "$FAKE/ready/$id") || continue # another crictl has just stopped it
         printf '%s' "$separator"
-        item "$id" SANDBOX_READY ready
+        item "$id" SANDBOX_READY "$created"
         separator=,
     done
     [ -e "$FAKE/list-all" ] && for id in $(ls "$FAKE/notready"); do
         printf '%s' "$separator"
-        item "$id" SANDBOX_NOTREADY notready
+        item "$id" SANDBOX_NOTREADY "$(cat "$FAKE/notready/$id")"
         separator=,
     done
     [ -e "$FAKE/resembles" ] && printf '%s' "$separator" && cat "$FAKE/resembles"
