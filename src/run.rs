@@ -160,8 +160,9 @@ impl Outcome {
     fn steps(&mut self, node: &mut Node, name: &'static str, steps: Vec<Step>, observed: bool, may_mend: bool) -> bool {
         let mut tried = false;
         let mut stopped = !may_mend;
+        let earlier = self.items.len();
         for step in steps {
-            let known = self.items.iter().position(|item| item.change == step.change);
+            let known = self.items.iter().take(earlier).position(|item| item.change == step.change);
             let at = known.unwrap_or(self.items.len());
             if known.is_none() {
                 self.items.push(Item::new(name, step));

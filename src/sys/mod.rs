@@ -100,6 +100,10 @@ impl Node {
                     let seen = failed(&format!("interface number {index}"), self.link(index, None));
                     observed.links.insert(index, seen);
                 }
+                Want::Name(index) => {
+                    let seen = self.name(index);
+                    observed.names.insert(index, failed("the names of interfaces", seen));
+                }
                 Want::LinkNamed(name) => {
                     let seen = failed(&format!("interface {name}"), self.link(0, Some(&name)));
                     observed.links_named.insert(name, seen);
@@ -192,6 +196,16 @@ impl Node {
         match got {
             Err(NetlinkError::Refused { errno: Errno::ENODEV, .. }) => Ok(None),
             other => other.map(|()| seen),
+        }
+    }
+
+    fn name(&mut self, index: u32) -> Result<Option<IfName>, NetlinkError> {
+        match self.netlink.name_of(index) {
+            // The cheap way knows only UTF-8.
+            Err(NetlinkError::Refused { errno: Errno::EILSEQ, .. }) => {
+                Ok(self.link(index, None)?.map(|link| link.dev.name))
+            }
+            other => other,
         }
     }
 

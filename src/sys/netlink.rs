@@ -16,6 +16,8 @@ use rtnetlink::packet_core::{
     NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NetlinkBuffer, NlaBuffer, NlasIterator,
 };
 
+use crate::net::IfName;
+
 sockopt_impl!(
     /// The kernel checks dump requests, and filters by what stands in them (Linux 4.20).
     StrictCheck, SetOnly, libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK, bool
@@ -29,8 +31,9 @@ sockopt_impl!(
     CappedAck, SetOnly, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, bool
 );
 
-/// The kernel makes dump messages of up to 32 KiB once it has seen a reader that takes as much.
-const BUFFER: usize = 32 * 1024;
+/// The kernel makes dump messages of up to 32 KiB once it has seen a reader that takes as much. So large an
+/// allocation is mapped, and costs only the pages that are filled.
+const BUFFER: usize = 256 * 1024;
 /// How often an interrupted or overrun dump is asked again before it is an error.
 const TRIES: u32 = 5;
 /// `NLMSGERR_ATTR_MSG`.
@@ -78,6 +81,17 @@ impl Netlink {
     /// Opens a socket in the network namespace of this thread.
     pub fn open() -> Result<Netlink, NetlinkError> {
         Ok(Netlink { socket: open_socket()?, sequence: 0, buffer: vec![0; BUFFER] })
+    }
+
+    /// The name of the interface with this index; `None` if there is none. (Any socket answers SIOCGIFNAME.)
+    pub fn name_of(&self, index: u32) -> Result<Option<IfName>, NetlinkError> {
+        match rustix::net::netdevice::index_to_name_inlined(&self.socket, index) {
+            Ok(name) => {
+                IfName::new(name.as_bytes()).map(Some).ok_or_else(|| undecodable("the name of an interface is none"))
+            }
+            Err(rustix::io::Errno::NODEV) => Ok(None),
+            Err(error) => Err(Errno::from_raw(error.raw_os_error()).into()),
+        }
     }
 
     /// Has something changed; returns when the kernel has done or refused it.
