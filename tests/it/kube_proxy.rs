@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::kit::{Ran, Worker};
+use crate::kit::{Ran, Worker, until};
 
 /// A healthy node on which kube-proxy runs and its uplinks are remembered.
 struct Kube {
@@ -103,15 +103,6 @@ impl Kube {
 
 fn both(id: &str) -> Vec<String> {
     vec![format!("stopp {id}"), format!("rmp {id}")]
-}
-
-/// Waits until something is so.
-fn until(what: &str, so: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !so() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]
