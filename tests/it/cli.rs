@@ -122,6 +122,21 @@ fn a_changed_node_is_one_line_a_change_in_the_log() {
 }
 
 #[test]
+fn on_a_terminal_it_says_that_there_is_nothing_to_do_and_each_change_once() {
+    let node = healthy();
+    node.fix(&[]).expect(0);
+    let on_terminal = || {
+        let arguments: Vec<_> = node.command(&[]).get_args().map(|arg| arg.to_str().unwrap().to_owned()).collect();
+        let command = format!("{} {}", env!("CARGO_BIN_EXE_node-fixer"), arguments.join(" "));
+        node.net.run("script", &["-qec", &command, "/dev/null"]).replace('\r', "")
+    };
+    assert_eq!(on_terminal(), "nothing to do: everything is as it should be\n");
+    node.net.ip("route del default table 2");
+    let said = on_terminal();
+    assert_eq!(said.matches("ip route add default").count(), 1, "{said}");
+}
+
+#[test]
 fn whoever_stops_reading_is_no_error_but_a_full_disk_is() {
     let node = healthy().without_default(2);
     let mut command = node.command(&["--dry-run"]);
