@@ -1,13 +1,19 @@
-//! The log: on stderr, one line an event, with fields. The journal stamps its lines itself; elsewhere they get a
-//! time of ours.
+//! The log: on stderr, one line an event, with fields. To the journal each line says its priority, and the journal
+//! adds time and level; elsewhere both are ours.
 
 use std::fmt;
-use std::io::{IsTerminal, stderr, stdout};
+use std::fs::File;
+use std::io::{self, IsTerminal, stderr, stdout};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::time::SystemTime;
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::fmt::format::Writer;
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::{Format, Full, Writer};
 use tracing_subscriber::fmt::time::FormatTime;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::cli::{Cli, Output};
 
@@ -27,11 +33,45 @@ pub fn init(cli: &Cli) {
         .with_max_level(level)
         .with_target(false)
         .with_ansi(stderr().is_terminal() && !no_color);
-    // systemd sets it for what writes to its journal (systemd.exec(5)).
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().init();
+    if is_journal().unwrap_or(false) {
+        log.event_format(Journal::new()).init();
     } else {
         log.with_timer(Rfc3339).init();
+    }
+}
+
+/// Whether stderr is the stream to the journal that systemd names (systemd.exec(5)). Programs pass the variable on
+/// to what they start with another stderr.
+fn is_journal() -> io::Result<bool> {
+    let Some(stream) = std::env::var_os("JOURNAL_STREAM") else { return Ok(false) };
+    let stderr = File::from(stderr().as_fd().try_clone_to_owned()?).metadata()?;
+    Ok(stream == *format!("{}:{}", stderr.dev(), stderr.ino()))
+}
+
+/// A line as the journal reads it: its syslog priority in angle brackets, no time and no level (sd-daemon(3)).
+struct Journal(Format<Full, ()>);
+
+impl Journal {
+    fn new() -> Journal {
+        Journal(Format::default().without_time().with_level(false).with_target(false).with_ansi(false))
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Journal
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            // A change: what LogLevelMax=notice lets through.
+            Level::INFO => 5,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(ctx, writer, event)
     }
 }
 
@@ -40,5 +80,33 @@ struct Rfc3339;
 impl FormatTime for Rfc3339 {
     fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
         write!(writer, "{}", humantime::format_rfc3339_seconds(SystemTime::now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek};
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn the_journal_gets_priorities_and_no_times() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let log = tracing_subscriber::fmt()
+            .with_writer(Arc::clone(&file))
+            .with_max_level(LevelFilter::DEBUG)
+            .event_format(Journal::new())
+            .finish();
+        tracing::subscriber::with_default(log, || {
+            tracing::error!(error = "no", "failed");
+            tracing::warn!("blocked");
+            tracing::info!(command = %"ip route add default", "changed");
+            tracing::debug!("looking");
+        });
+        let mut text = String::new();
+        file.as_ref().rewind().unwrap();
+        file.as_ref().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "<3>failed error=\"no\"\n<4>blocked\n<5>changed command=ip route add default\n<7>looking\n");
     }
 }

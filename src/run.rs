@@ -195,7 +195,7 @@ impl Outcome {
     fn log_blocked(&self) {
         for Refused { reconciler, blocked: Blocked { want, because, .. }, observed } in &self.blocked {
             if *observed {
-                info!(reconciler, want, because, "blocked, and only observed");
+                debug!(reconciler, want, because, "blocked, and only observed");
             } else {
                 warn!(reconciler, want, because, "blocked");
             }
