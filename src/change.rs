@@ -1,8 +1,9 @@
 //! What a plan consists of: changes to make, and wishes that cannot safely be met.
 
 use std::fmt;
+use std::time::Duration;
 
-use crate::memory::Memory;
+use crate::memory::{Knowledge, Note};
 use crate::net::{Route, Rule, SysctlKey};
 use crate::pod::{PodId, PodQuery};
 
@@ -15,8 +16,8 @@ pub struct Plan {
     pub held: Vec<Step>,
     /// What should be done and cannot safely be.
     pub blocked: Vec<Blocked>,
-    /// What the next run is to know, where no step says it. Written when it differs from what is known.
-    pub remember: Option<Memory>,
+    /// What the next run is to know. Written before any step is made; without it none is.
+    pub remember: Option<Note>,
 }
 
 /// A change and the reason for it.
@@ -84,11 +85,13 @@ pub struct RestartPod {
     /// Its sandbox; `None` where it was not looked for yet.
     pub id: Option<PodId>,
     /// Before anything is done.
-    pub begun: Memory,
+    pub begun: Knowledge,
     /// When another sandbox is ready.
-    pub ended: Memory,
+    pub ended: Knowledge,
     /// When something failed.
-    pub failed: Memory,
+    pub failed: Knowledge,
+    /// How long to wait with the next try after that.
+    pub backoff: Duration,
 }
 
 impl fmt::Display for RestartPod {

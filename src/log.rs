@@ -6,10 +6,12 @@ use std::fs::File;
 use std::io::{self, IsTerminal, stderr, stdout};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 use std::time::SystemTime;
 
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Level, Subscriber};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 use tracing_subscriber::fmt::format::{Format, Full, Writer};
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -17,7 +19,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use crate::cli::{Cli, Output};
 
-/// Sets up the log of this process.
+/// Sets up the log of this process. What writes it is made for the first line: most runs have none.
 pub fn init(cli: &Cli) {
     // On a terminal the result on stdout tells of every change already.
     let told = cli.common.output == Output::Text && stdout().is_terminal() && stderr().is_terminal();
@@ -27,16 +29,51 @@ pub fn init(cli: &Cli) {
         _ if told => LevelFilter::ERROR,
         _ => LevelFilter::INFO,
     };
+    // Fails where there is a log already, as in no process of ours.
+    let _ = tracing::subscriber::set_global_default(Unwritten { level, written: OnceLock::new() });
+}
+
+/// A log that nobody has written to yet.
+struct Unwritten {
+    level: LevelFilter,
+    written: OnceLock<Dispatch>,
+}
+
+impl Subscriber for Unwritten {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= self.level
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.level)
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        self.written.get_or_init(|| writer(self.level)).event(event);
+    }
+
+    // There are no spans in this program.
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+fn writer(level: LevelFilter) -> Dispatch {
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let log = tracing_subscriber::fmt()
         .with_writer(stderr)
         .with_max_level(level)
         .with_target(false)
         .with_ansi(stderr().is_terminal() && !no_color);
-    if is_journal().unwrap_or(false) {
-        log.event_format(Journal::new()).init();
-    } else {
-        log.with_timer(Rfc3339).init();
+    let under_systemd = std::env::var_os("JOURNAL_STREAM").is_some();
+    match () {
+        () if under_systemd && is_journal().unwrap_or(false) => log.event_format(Journal::new()).finish().into(),
+        () if under_systemd => log.without_time().finish().into(),
+        () => log.with_timer(Rfc3339).finish().into(),
     }
 }
 

@@ -25,7 +25,39 @@ pub struct Uplink {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
-    /// The uplinks that kube-proxy knows, as far as we know; `None` before the first look.
+    /// Of the section `routes`: whether there may be routes with the mark of what is declared. To find them takes a
+    /// walk through every table, however large; to know that there are none spares it. `None`: not known.
+    pub routes: Option<bool>,
+    /// Of the section `kube_proxy`.
+    pub kube_proxy: Knowledge,
+}
+
+/// What one section has to remember anew.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// Of `routes`.
+    Routes(bool),
+    /// Of `kube_proxy`.
+    KubeProxy(Knowledge),
+}
+
+impl Memory {
+    /// Takes a note.
+    pub fn take(&mut self, note: Note) {
+        match note {
+            Note::Routes(some) => self.routes = Some(some),
+            Note::KubeProxy(knowledge) => self.kube_proxy = knowledge,
+        }
+    }
+}
+
+/// What kube-proxy knows, as far as we know, and how far we are with telling it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Knowledge {
+    /// The pattern by which the uplinks were told: under another one they are others.
+    pub interfaces: Option<String>,
+    /// The uplinks that kube-proxy knows; `None` before the first look.
     pub uplinks: Option<Vec<Uplink>>,
     /// A change that kube-proxy does not know of yet.
     pub pending: Option<Pending>,

@@ -28,6 +28,8 @@ pub enum Want {
     RpFilters,
     /// The interface with this index.
     Link(u32),
+    /// The name of the interface with this index: a thirtieth of the price of [`Want::Link`].
+    Name(u32),
     /// The interface with this name.
     LinkNamed(IfName),
     /// The addresses of all interfaces.
@@ -74,6 +76,8 @@ pub struct Observed {
     pub rp_filters: Option<Look<RpFilters>>,
     /// Answers to [`Want::Link`]; `None`: there is no such interface.
     pub links: BTreeMap<u32, Look<Option<Link>>>,
+    /// Answers to [`Want::Name`]; `None`: there is no such interface.
+    pub names: BTreeMap<u32, Look<Option<IfName>>>,
     /// Answers to [`Want::LinkNamed`].
     pub links_named: BTreeMap<IfName, Look<Option<Link>>>,
     /// Answer to [`Want::Addresses`].
@@ -108,6 +112,11 @@ impl Observed {
     /// The links with these indexes, in the order asked for; `None` for one that is gone.
     pub fn links(&self, indexes: impl IntoIterator<Item = u32>) -> Result<Vec<Option<&Link>>, Gap> {
         Ok(all(indexes, &self.links, Want::Link)?.into_iter().map(Option::as_ref).collect())
+    }
+
+    /// The names of the interfaces with these indexes, in the order asked for; `None` for one that is gone.
+    pub fn names(&self, indexes: impl IntoIterator<Item = u32>) -> Result<Vec<Option<&IfName>>, Gap> {
+        Ok(all(indexes, &self.names, Want::Name)?.into_iter().map(Option::as_ref).collect())
     }
 
     /// The links with these names, in the order asked for; `None` for one that does not exist.

@@ -7,7 +7,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::{Desired, Mode};
-use crate::memory::Memory;
+use crate::memory::Note;
 use crate::observed::{Gap, Observed};
 use crate::reconcile::{ALL, Reconciler};
 use crate::sys::{ApplyError, Node};
@@ -95,11 +95,12 @@ const ROUNDS: u32 = 3;
 pub fn run(desired: &Desired, node: &mut Node, dry_run: bool) -> Outcome {
     let mut outcome = Outcome { dry_run, items: Vec::new(), blocked: Vec::new(), not_permitted: false };
     for round in 0..=ROUNDS {
-        let may_mend = round < ROUNDS;
-        if !outcome.round(desired, node, may_mend) {
+        if !outcome.round(desired, node, round < ROUNDS, false) {
             break;
         }
     }
+    // What waits keeps nobody else waiting, and looks again by itself.
+    outcome.round(desired, node, true, true);
     if !dry_run {
         outcome.log_blocked();
     }
@@ -123,15 +124,14 @@ fn plan(reconciler: &Reconciler, desired: &Desired, node: &mut Node, seen: &mut 
 }
 
 impl Outcome {
-    /// Looks once, and section by section plans and makes the changes that were not tried yet. (A section that
-    /// waits, as kube_proxy does, keeps none of the others waiting.) Returns whether anything was tried, so that
-    /// somebody has to look again.
-    fn round(&mut self, desired: &Desired, node: &mut Node, may_mend: bool) -> bool {
-        self.blocked.clear();
-        self.items.retain(|item| !item.held);
+    /// Looks once, and section by section, of those that wait or of those that do not, plans and makes the changes
+    /// that were not tried yet. Returns whether anything was tried, so that somebody has to look again.
+    fn round(&mut self, desired: &Desired, node: &mut Node, may_mend: bool, waits: bool) -> bool {
+        let sections = || ALL.iter().filter(|reconciler| reconciler.waits == waits);
+        self.blocked.retain(|refused| !sections().any(|reconciler| reconciler.name == refused.reconciler));
         let mut seen = Observed::default();
         let mut tried = false;
-        for reconciler in ALL {
+        for reconciler in sections() {
             let mode = (reconciler.mode)(desired);
             if mode == Mode::Off {
                 continue;
@@ -143,11 +143,14 @@ impl Outcome {
             });
             let refused = |blocked| Refused { reconciler: name, blocked, observed };
             self.blocked.extend(plan.blocked.into_iter().map(refused));
-            if let Some(memory) = plan.remember.filter(|_| !self.dry_run) {
-                self.remember(node, name, &memory);
+            if node.told_to_stop() {
+                break; // and nothing is concluded from what was cut short
             }
-            self.items.extend(plan.held.into_iter().map(|step| Item { held: true, ..Item::new(name, step) }));
-            tried |= self.steps(node, name, plan.steps, observed, may_mend);
+            let noted = plan.remember.filter(|_| !self.dry_run).is_none_or(|note| self.remember(node, name, note));
+            let status = if observed { Status::Observed } else { Status::Skipped };
+            let held = plan.held.into_iter().map(|step| Item { held: true, status, ..Item::new(name, step) });
+            self.items.extend(held);
+            tried |= self.steps(node, name, plan.steps, observed, may_mend && noted);
         }
         tried
     }
@@ -157,8 +160,9 @@ impl Outcome {
     fn steps(&mut self, node: &mut Node, name: &'static str, steps: Vec<Step>, observed: bool, may_mend: bool) -> bool {
         let mut tried = false;
         let mut stopped = !may_mend;
+        let earlier = self.items.len();
         for step in steps {
-            let known = self.items.iter().position(|item| item.change == step.change);
+            let known = self.items.iter().take(earlier).position(|item| item.change == step.change);
             let at = known.unwrap_or(self.items.len());
             if known.is_none() {
                 self.items.push(Item::new(name, step));
@@ -179,12 +183,13 @@ impl Outcome {
         tried
     }
 
-    fn remember(&mut self, node: &mut Node, reconciler: &'static str, memory: &Memory) {
-        if let Err(error) = node.remember(memory) {
-            let want = "to remember for the next run".into();
-            let because = format!("the state directory cannot be written: {error}; name another by --state-dir");
-            self.blocked.push(Refused { reconciler, blocked: Blocked::new(want, because), observed: false });
-        }
+    /// Takes a note for the next run; whether that worked.
+    fn remember(&mut self, node: &mut Node, reconciler: &'static str, note: Note) -> bool {
+        let Err(error) = node.remember(note) else { return true };
+        let want = "to remember for the next run".into();
+        let because = format!("the state directory cannot be written: {error}; name another by --state-dir");
+        self.blocked.push(Refused { reconciler, blocked: Blocked::new(want, because), observed: false });
+        false
     }
 
     fn log_blocked(&self) {

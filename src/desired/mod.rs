@@ -146,7 +146,7 @@ impl Default for RpFilter {
             mode: Mode::Enforce,
             value: RpValue::Loose,
             replace: vec![RpValue::Off, RpValue::Strict],
-            interfaces: Pattern::known_good("^(default|(eth|ens)[0-9]+|eni[0-9a-f]{11}|vlan[0-9a-f]{11})$"),
+            interfaces: Pattern::known_good(value::UPLINKS_AND_PODS),
         }
     }
 }
@@ -191,11 +191,11 @@ pub struct KubeProxy {
     /// The uplinks by name. Never the links of pods: they come and go.
     pub interfaces: Pattern,
     /// The change must have stood still this long.
-    #[serde(with = "value::duration")]
+    #[serde(with = "value::wait")]
     #[cfg_attr(test, schemars(with = "String"))]
     pub settle: Duration,
     /// Never restart more often.
-    #[serde(with = "value::duration")]
+    #[serde(with = "value::wait")]
     #[cfg_attr(test, schemars(with = "String"))]
     pub min_interval: Duration,
     /// The program: a path, or a name that is looked for on PATH.
@@ -211,6 +211,7 @@ pub struct KubeProxy {
     /// Namespace of the pod.
     pub namespace: String,
     /// Labels of the pod, all of which it has.
+    #[serde(deserialize_with = "value::some_labels")]
     pub labels: BTreeMap<String, String>,
 }
 
@@ -218,7 +219,7 @@ impl Default for KubeProxy {
     fn default() -> Self {
         KubeProxy {
             mode: Mode::Enforce,
-            interfaces: Pattern::known_good("^(eth|ens)[0-9]+$"),
+            interfaces: Pattern::known_good(value::UPLINKS),
             settle: Duration::from_secs(5),
             min_interval: Duration::from_secs(300),
             crictl: "crictl".into(),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -14,6 +15,21 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::Version;
 use crate::net::{Family, IfName, KERNEL_PRIORITIES, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
+
+/// The built-in pattern of uplinks.
+pub(super) const UPLINKS: &str = "^(eth|ens)[0-9]+$";
+/// The built-in pattern of uplinks, the AWS VPC CNI's links of pods, and what new interfaces copy.
+pub(super) const UPLINKS_AND_PODS: &str = "^(default|(eth|ens)[0-9]+|eni[0-9a-f]{11}|vlan[0-9a-f]{11})$";
+
+fn is_uplink(name: &[u8]) -> bool {
+    let number = name.strip_prefix(b"eth").or(name.strip_prefix(b"ens"));
+    number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit))
+}
+
+fn is_pod_link(name: &[u8]) -> bool {
+    let id = name.strip_prefix(b"eni").or(name.strip_prefix(b"vlan"));
+    id.is_some_and(|id| id.len() == 11 && id.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
+}
 
 /// A regular expression over names of interfaces, anchored as written. ASCII only: names are bytes.
 #[derive(Clone)]
@@ -28,13 +44,27 @@ impl Pattern {
         Pattern { text: Cow::Borrowed(text), compiled: OnceCell::new() }
     }
 
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
     fn new(text: &str) -> Result<Pattern, String> {
-        let compiled = OnceCell::from(compile(text)?);
+        let compiled = match text {
+            UPLINKS | UPLINKS_AND_PODS => OnceCell::new(),
+            _ => OnceCell::from(compile(text)?),
+        };
         Ok(Pattern { text: Cow::Owned(text.to_owned()), compiled })
     }
 
     /// Whether it matches the name.
     pub fn is_match(&self, name: &[u8]) -> bool {
+        // To compile the built-in ones costs a tenth of a run that finds nothing to do.
+        match &*self.text {
+            UPLINKS => return is_uplink(name),
+            UPLINKS_AND_PODS => return name == b"default" || is_uplink(name) || is_pod_link(name),
+            _ => {}
+        }
         match self.compiled.get() {
             Some(regex) => regex.is_match(name),
             None => match compile(&self.text) {
@@ -323,13 +353,18 @@ pub(super) fn some_families<'de, D: Deserializer<'de>>(deserializer: D) -> Resul
     Ok(families)
 }
 
+/// Labels, at least one: a pod without any condition is any pod.
+pub(super) fn some_labels<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let labels = BTreeMap::deserialize(deserializer)?;
+    if labels.is_empty() {
+        return Err(de::Error::custom("names no label, and so any pod; to switch the section off say `mode: off`"));
+    }
+    Ok(labels)
+}
+
 /// A span of time such as `5s` or `1m 30s`.
 pub(super) mod duration {
-    use super::{Deserializer, Duration, Serializer, text};
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        text(deserializer, "a duration such as 5s", parse)
-    }
+    use super::{Duration, Serializer};
 
     pub fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&humantime::format_duration(*duration))
@@ -337,6 +372,19 @@ pub(super) mod duration {
 
     pub fn parse(text: &str) -> Result<Duration, String> {
         humantime::parse_duration(text).map_err(|error| format!("`{text}` is no duration such as 5s: {error}"))
+    }
+}
+
+/// A duration that something is waited for: at most a week.
+pub(super) mod wait {
+    pub use super::duration::serialize;
+    use super::{Deserializer, Duration, duration, text};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        text(deserializer, "a duration such as 5s", |text| match duration::parse(text)? {
+            sane if sane <= Duration::from_secs(7 * 24 * 3600) => Ok(sane),
+            _ => Err(format!("`{text}` is longer than a week")),
+        })
     }
 }
 
@@ -413,6 +461,25 @@ fn number<'de, D: Deserializer<'de>>(
         }
     }
     deserializer.deserialize_any(Number(what, by_name))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_built_in_patterns_match_what_their_text_says(
+            name in "(eth|ens|eni|vlan|default|all|lo|en)?[0-9a-g]{0,12}(default|\n|\\.)?",
+        ) {
+            for text in [UPLINKS, UPLINKS_AND_PODS] {
+                let says = compile(text).unwrap().is_match(name.as_bytes());
+                prop_assert_eq!(Pattern::known_good(text).is_match(name.as_bytes()), says, "{} {:?}", text, name);
+            }
+        }
+    }
 }
 
 /// JSON Schema of the values that are written otherwise than they are stored.

@@ -21,10 +21,11 @@ use crate::observed::{Gap, Hop, Link, Observed, RouteSet, SeenRoute, Target};
 
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let live = observed.rules()?;
+    let declared = rules::declared(desired);
     let mut plan = Plan::default();
     for family in BTreeSet::from_iter(desired.default_routes.families.iter().copied()) {
-        let rules: Vec<Rule> = rules::afterwards(desired, live).filter(|rule| rule.family == family).collect();
-        let node = Policy { desired, observed, family, rules: &rules };
+        let rules = rules::afterwards(live, &declared).filter(|rule| rule.family == family).collect();
+        let node = Policy { desired, observed, family, rules };
         let (mut served, mut unserved) = (BTreeSet::new(), Vec::new());
         for (table, sources) in node.broken_tables()? {
             match node.way_out(table, &sources)? {
@@ -34,7 +35,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
                     let missing = (!has_host_route).then_some(host);
                     let step = |route| Step { change: Change::AddRoute(route), reason: reason.clone() };
                     plan.steps.extend(missing.into_iter().chain([default]).map(step));
-                    served.extend(sources);
+                    served.extend(node.served_everywhere(table));
                 }
                 Way::Blocked(because) => unserved.push((table, sources, because)),
                 Way::OfVrf => {}
@@ -55,7 +56,7 @@ struct Policy<'a> {
     desired: &'a Desired,
     observed: &'a Observed,
     family: Family,
-    rules: &'a [Rule],
+    rules: Vec<&'a Rule>,
 }
 
 /// What the evidence says about a broken table.
@@ -71,27 +72,36 @@ enum Way {
 impl Policy<'_> {
     /// Tables without a default route, with those of their sources that have none elsewhere either.
     fn broken_tables(&self) -> Result<BTreeMap<u32, BTreeSet<IpAddr>>, Gap> {
+        let senders = || self.rules.iter().filter_map(|rule| sends(rule));
+        let mut tables: Vec<u32> = senders().map(|(_, table)| table).collect();
+        tables.sort_unstable();
+        tables.dedup();
+        tables.retain(|table| self.is_ours_to_mend(*table));
+        let lacking = self.without_default(tables.into_iter().collect())?;
+        // Only now, so that a healthy node pays nothing for its pods' addresses.
         let mut users: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
-        for (source, table) in self.rules.iter().filter_map(sends) {
-            if self.is_ours_to_mend(table) {
-                users.entry(table).or_default().insert(source);
-            }
+        for (source, table) in senders().filter(|(_, table)| lacking.contains(table)) {
+            users.entry(table).or_default().insert(source);
         }
-        let lacking = self.without_default(users.keys().copied().collect())?;
-        users.retain(|table, _| lacking.contains(table));
         if users.is_empty() {
             return Ok(users);
         }
         let suspects: BTreeSet<IpAddr> = users.values().flatten().copied().collect();
-        let everywhere = |rule: &&Rule| rule.selector.to.is_none();
-        let named: Vec<_> = self.rules.iter().filter(everywhere).filter_map(sends).collect();
-        let named: Vec<_> = named.into_iter().filter(|(source, _)| suspects.contains(source)).collect();
+        let everywhere = |rule: &&&Rule| rule.selector.to.is_none();
+        let named = self.rules.iter().filter(everywhere).filter_map(|rule| sends(rule));
+        let named: Vec<_> = named.filter(|(source, _)| suspects.contains(source)).collect();
         let lacking = self.without_default(named.iter().map(|(_, table)| *table).collect())?;
         let served: BTreeSet<IpAddr> =
             named.iter().filter(|(_, table)| !lacking.contains(table)).map(|(source, _)| *source).collect();
         users.values_mut().for_each(|sources| sources.retain(|source| !served.contains(source)));
         users.retain(|_, sources| !sources.is_empty());
         Ok(users)
+    }
+
+    /// Sources whose packets to anywhere are sent to the table.
+    fn served_everywhere(&self, table: u32) -> impl Iterator<Item = IpAddr> {
+        let everywhere = self.rules.iter().filter(|rule| rule.selector.to.is_none());
+        everywhere.filter_map(|rule| sends(rule)).filter(move |(_, sent)| *sent == table).map(|(source, _)| source)
     }
 
     fn is_ours_to_mend(&self, table: u32) -> bool {
@@ -170,9 +180,9 @@ impl Policy<'_> {
 
     /// For an empty table: the interface that carries the source of a rule with the uplinks' priority.
     fn by_uplink_rule(&self, table: u32, sources: &BTreeSet<IpAddr>) -> Result<Way, Gap> {
-        let of_uplink = |rule: &&Rule| rule.priority == UPLINK_RULE_PRIORITY && rule.table == table;
-        let named: BTreeSet<IpAddr> =
-            self.rules.iter().filter(of_uplink).filter_map(sends).map(|(source, _)| source).collect();
+        let of_uplink = |rule: &&&Rule| rule.priority == UPLINK_RULE_PRIORITY && rule.table == table;
+        let sources_of_uplink = self.rules.iter().filter(of_uplink).filter_map(|rule| sends(rule));
+        let named: BTreeSet<IpAddr> = sources_of_uplink.map(|(source, _)| source).collect();
         let carriers: BTreeSet<u32> = self
             .observed
             .addresses()?

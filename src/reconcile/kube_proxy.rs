@@ -7,29 +7,30 @@ use std::time::Duration;
 
 use crate::change::{Blocked, Change, Plan, RestartPod, Step};
 use crate::desired::{Desired, KubeProxy, Mode};
-use crate::memory::{Memory, Pending, Recall, Restart, Uplink, difference};
+use crate::memory::{Knowledge, Note, Pending, Recall, Restart, Uplink, difference};
 use crate::observed::{Gap, Observed};
-use crate::pod::Pod;
+use crate::pod::{Pod, PodId};
 
 /// The first wait after a failure; it doubles with each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(60);
+/// So many restarts in a row end without another sandbox before it is taken that there is no kube-proxy any more.
+const GIVE_UP: u32 = 5;
 
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let wish = &desired.kube_proxy;
     let uplinks = observed.uplinks(&wish.interfaces)?;
     let recall = observed.recall()?;
-    let memory = &recall.memory;
-    let node = Look { wish, observed, recall };
-    if let Some(restart) = &memory.restart {
-        return Ok(node.resume(restart));
-    }
-    match &memory.uplinks {
-        Some(known) if known != uplinks => node.changed(known, uplinks),
-        // As kube-proxy knows them, or the first run after boot: whatever runs has started with these. What failed
-        // before still holds the next try back, so that links that flap do not undo that.
+    let node = Look { wish, observed, recall, uplinks, memory: &recall.memory.kube_proxy };
+    let same_question = node.memory.interfaces.as_deref() == Some(wish.interfaces.as_str());
+    match &node.memory.uplinks {
+        _ if node.memory.restart.is_some() => node.resume(),
+        Some(known) if same_question && known != uplinks => node.changed(known),
+        // As kube-proxy knows them; or the first run after boot, or other interfaces are uplinks now: whatever runs
+        // has started with these. What failed before still holds the next try back, so that links that flap do not
+        // undo that.
         _ => {
-            let (failures, retry) = (memory.failures, memory.retry);
-            Ok(remember(memory, Memory { failures, retry, ..at_rest(memory, uplinks) }))
+            let (failures, retry) = (node.memory.failures, node.memory.retry);
+            Ok(node.remember(Knowledge { failures, retry, ..node.at_rest(uplinks) }))
         }
     }
 }
@@ -39,87 +40,126 @@ struct Look<'a> {
     wish: &'a KubeProxy,
     observed: &'a Observed,
     recall: &'a Recall,
-}
-
-/// kube-proxy knows the uplinks as they are.
-fn at_rest(memory: &Memory, uplinks: &[Uplink]) -> Memory {
-    Memory { uplinks: Some(uplinks.to_vec()), restarted: memory.restarted, ..Memory::default() }
-}
-
-/// Nothing to do but to remember what is new.
-fn remember(old: &Memory, new: Memory) -> Plan {
-    Plan { remember: (new != *old).then_some(new), ..Plan::default() }
+    uplinks: &'a [Uplink],
+    memory: &'a Knowledge,
 }
 
 impl Look<'_> {
-    fn changed(&self, known: &[Uplink], uplinks: &[Uplink]) -> Result<Plan, Gap> {
-        let (memory, now) = (&self.recall.memory, self.recall.boot);
-        let pending = match &memory.pending {
-            Some(pending) if pending.uplinks == uplinks => pending.clone(),
-            _ => Pending { since: self.recall.wall, uplinks: uplinks.to_vec() },
-        };
-        let since = pending.since;
-        let seen = Memory { pending: Some(pending), ..memory.clone() };
-        let reason = format!("uplinks changed: {}", difference(known, uplinks));
-
-        if let Some(retry) = seen.retry.filter(|retry| now < *retry) {
-            let tries = format!("{reason}; the last {} tries failed", seen.failures);
-            return Ok(self.held(seen, None, &tries, retry));
+    fn changed(&self, known: &[Uplink]) -> Result<Plan, Gap> {
+        let seen = Knowledge { pending: Some(self.pending()), ..self.memory.clone() };
+        let reason = format!("uplinks changed: {}", difference(known, self.uplinks));
+        if let Some(retry) = self.retry() {
+            let reason = format!("{reason}; the last {} tries failed", seen.failures);
+            return Ok(self.held(seen, None, &reason, retry));
+        }
+        if let Some(earliest) = self.earliest() {
+            return Ok(self.held(seen, None, &reason, earliest));
         }
         // Before anything is asked of crictl: links that still move are left to the next run.
         if self.wish.mode == Mode::Enforce
-            && self.observed.settled_uplinks(&self.wish.interfaces, self.wish.settle)? != uplinks
+            && self.observed.settled_uplinks(&self.wish.interfaces, self.wish.settle)? != self.uplinks
         {
-            return Ok(self.held(seen, None, &format!("{reason}; they are still changing"), now));
+            return Ok(self.held(seen, None, &format!("{reason}; they are still changing"), self.recall.boot));
         }
         let pods = match self.observed.pods(&self.wish.query())? {
             Ok(pods) => pods,
-            Err(why) => {
-                let blocked = Blocked::unseen(format!("a restart of kube-proxy: {reason}"), why.to_string());
-                return Ok(Plan { blocked: vec![blocked], ..remember(memory, self.failed(seen)) });
-            }
+            Err(why) => return Ok(self.unknown(seen, &reason, why)),
         };
-        let pod = match pods.as_slice() {
+        let since = self.pending().since;
+        // A time that has not come yet is a clock that was set back: it says nothing.
+        let has_started_since = |pod: &Pod| pod.created > since && pod.created <= self.recall.wall;
+        match pods.as_slice() {
             // None runs here, or one that has started since and knows.
-            [] => return Ok(remember(memory, at_rest(memory, uplinks))),
-            pods if pods.iter().any(|pod| pod.created > since) => {
-                return Ok(remember(memory, at_rest(memory, uplinks)));
-            }
-            [pod] => pod,
-            several => return Ok(Plan { blocked: vec![ambiguous(&reason, several)], ..remember(memory, seen) }),
-        };
-        let restart = Restart { id: pod.id.clone(), uplinks: uplinks.to_vec() };
-        match seen.restarted.map(|last| last + self.wish.min_interval).filter(|earliest| now < *earliest) {
-            Some(earliest) => Ok(self.held(seen, Some(restart), &reason, earliest)),
-            None => Ok(self.restart(Memory { restart: Some(restart), restarted: Some(now), ..seen }, reason)),
+            [] => Ok(self.remember(self.at_rest(self.uplinks))),
+            pods if pods.iter().any(has_started_since) => Ok(self.remember(self.at_rest(self.uplinks))),
+            [pod] => Ok(self.restart(seen, &pod.id, self.uplinks, reason)),
+            several => Ok(Plan { blocked: vec![ambiguous(&reason, several)], ..self.remember(seen) }),
         }
     }
 
     /// A run that had begun a restart did not see its end.
-    fn resume(&self, restart: &Restart) -> Plan {
-        let memory = &self.recall.memory;
-        let reason = format!("the restart of sandbox {} was begun and not ended", restart.id);
-        match memory.retry.filter(|retry| self.recall.boot < *retry) {
-            Some(retry) => self.held(memory.clone(), Some(restart.clone()), &reason, retry),
-            None => self.restart(memory.clone(), reason),
+    fn resume(&self) -> Result<Plan, Gap> {
+        let Some(Restart { id, uplinks }) = &self.memory.restart else { return Ok(Plan::default()) };
+        let reason = format!("the restart of sandbox {id} was begun and not ended");
+        // What has changed meanwhile is not forgotten.
+        let pending = (uplinks != self.uplinks).then(|| self.pending());
+        let seen = Knowledge { pending, ..self.memory.clone() };
+        if let Some(retry) = self.retry() {
+            return Ok(self.held(seen, Some(id.clone()), &reason, retry));
+        }
+        let pods = match self.observed.pods(&self.wish.query())? {
+            Ok(pods) => pods,
+            Err(why) => return Ok(self.unknown(seen, &reason, why)),
+        };
+        let is_ready = pods.iter().any(|pod| pod.id == *id);
+        match &self.memory.uplinks {
+            // It was not even stopped, and what it was to learn is no longer so.
+            Some(known) if is_ready && known == self.uplinks => Ok(self.remember(self.at_rest(self.uplinks))),
+            _ if pods.is_empty() && self.memory.failures >= GIVE_UP => Ok(self.remember(self.at_rest(self.uplinks))),
+            _ if is_ready => Ok(self.restart(Knowledge { pending: None, ..seen }, id, self.uplinks, reason)),
+            _ => Ok(self.restart(seen, id, uplinks, reason)),
         }
     }
 
-    /// With the memory of a restart that is begun now.
-    fn restart(&self, begun: Memory, reason: String) -> Plan {
-        let Some(Restart { id, uplinks }) = begun.restart.clone() else { return Plan::default() };
-        let restart = RestartPod {
-            query: self.wish.query(),
-            id: Some(id),
-            ended: at_rest(&begun, &uplinks),
-            failed: self.failed(begun.clone()),
-            begun,
-        };
+    /// The change as it was first seen, if it is still the same.
+    fn pending(&self) -> Pending {
+        match &self.memory.pending {
+            Some(pending) if pending.uplinks == self.uplinks => pending.clone(),
+            _ => Pending { since: self.recall.wall, uplinks: self.uplinks.to_vec() },
+        }
+    }
+
+    /// kube-proxy knows these.
+    fn at_rest(&self, uplinks: &[Uplink]) -> Knowledge {
+        Knowledge {
+            interfaces: Some(self.wish.interfaces.as_str().to_owned()),
+            uplinks: Some(uplinks.to_vec()),
+            restarted: self.memory.restarted,
+            ..Knowledge::default()
+        }
+    }
+
+    /// Nothing to do but to remember what is new.
+    fn remember(&self, knowledge: Knowledge) -> Plan {
+        Plan { remember: (knowledge != *self.memory).then_some(Note::KubeProxy(knowledge)), ..Plan::default() }
+    }
+
+    /// Until when a failure holds the next try back. No honest one does it for longer than between restarts.
+    fn retry(&self) -> Option<Duration> {
+        let now = self.recall.boot;
+        let longest = now.saturating_add(self.wish.min_interval.max(FIRST_RETRY));
+        self.memory.retry.filter(|retry| (now..=longest).contains(retry) && *retry != now)
+    }
+
+    /// Until when the last restart holds the next back. One that lies ahead was none.
+    fn earliest(&self) -> Option<Duration> {
+        let now = self.recall.boot;
+        let last = self.memory.restarted.filter(|last| *last <= now)?;
+        Some(last.saturating_add(self.wish.min_interval)).filter(|earliest| now < *earliest)
+    }
+
+    fn restart(&self, seen: Knowledge, id: &PodId, uplinks: &[Uplink], reason: String) -> Plan {
+        let restart = Some(Restart { id: id.clone(), uplinks: uplinks.to_vec() });
+        let begun = Knowledge { restart, restarted: Some(self.recall.boot), ..seen };
+        // What changed since it was begun is still to be told.
+        let pending = begun.pending.clone().filter(|pending| pending.uplinks != uplinks);
+        let ended = Knowledge { pending, restarted: begun.restarted, ..self.at_rest(uplinks) };
+        let (failed, backoff) = self.failed(begun.clone());
+        let query = self.wish.query();
+        let restart = RestartPod { query, id: Some(id.clone()), begun, ended, failed, backoff };
         Plan { steps: vec![Step { change: Change::RestartPod(Box::new(restart)), reason }], ..Plan::default() }
     }
 
+    /// crictl could not tell.
+    fn unknown(&self, seen: Knowledge, reason: &str, why: &str) -> Plan {
+        let (failed, backoff) = self.failed(seen);
+        let failed = Knowledge { retry: Some(self.recall.boot.saturating_add(backoff)), ..failed };
+        let blocked = Blocked::unseen(format!("a restart of kube-proxy: {reason}"), why.to_owned());
+        Plan { blocked: vec![blocked], ..self.remember(failed) }
+    }
+
     /// What is to be done, but not now.
-    fn held(&self, seen: Memory, restart: Option<Restart>, why: &str, until: Duration) -> Plan {
+    fn held(&self, seen: Knowledge, id: Option<PodId>, why: &str, until: Duration) -> Plan {
         let wait = until.saturating_sub(self.recall.boot);
         let reason = if wait.is_zero() {
             format!("{why}; left to the next run")
@@ -127,23 +167,21 @@ impl Look<'_> {
             let wait = Duration::from_secs(wait.as_secs() + u64::from(wait.subsec_nanos() > 0));
             format!("{why}; held back for {}", humantime::format_duration(wait))
         };
-        let restart = RestartPod {
-            query: self.wish.query(),
-            id: restart.map(|restart| restart.id),
-            begun: Memory::default(),
-            ended: Memory::default(),
-            failed: Memory::default(),
-        };
+        let never = Knowledge::default;
+        let query = self.wish.query();
+        let restart =
+            RestartPod { query, id, begun: never(), ended: never(), failed: never(), backoff: Duration::ZERO };
         let step = Step { change: Change::RestartPod(Box::new(restart)), reason };
-        Plan { held: vec![step], ..remember(&self.recall.memory, seen) }
+        Plan { held: vec![step], ..self.remember(seen) }
     }
 
-    /// Tried and failed once more: next time later, but never later than the interval between restarts.
-    fn failed(&self, memory: Memory) -> Memory {
-        let doubled = FIRST_RETRY.saturating_mul(1 << memory.failures.min(16));
+    /// Tried and failed once more; and how long to wait with the next try: ever longer, but never longer than
+    /// between restarts.
+    fn failed(&self, knowledge: Knowledge) -> (Knowledge, Duration) {
+        let doubled = FIRST_RETRY.saturating_mul(1 << knowledge.failures.min(16));
         // A timer that ticks each minute must not miss its tick by the seconds that the failure took.
-        let wait = doubled.min(self.wish.min_interval).saturating_sub(Duration::from_secs(5));
-        Memory { failures: memory.failures.saturating_add(1), retry: Some(self.recall.boot + wait), ..memory }
+        let backoff = doubled.min(self.wish.min_interval).saturating_sub(Duration::from_secs(5));
+        (Knowledge { failures: knowledge.failures.saturating_add(1), ..knowledge }, backoff)
     }
 }
 
@@ -157,7 +195,7 @@ fn ambiguous(reason: &str, pods: &[Pod]) -> Blocked {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pod::PodId;
+    use crate::memory::Memory;
     use crate::reconcile::testing::Model;
 
     const START: Duration = Duration::from_secs(1_000);
@@ -179,7 +217,10 @@ mod tests {
     fn changed() -> Model {
         let mut node = Model::new("");
         node.uplinks = vec![uplink("eth0", "10.0.0.10/24"), uplink("eth1", "10.0.1.10/24")];
-        let memory = Memory { uplinks: Some(vec![uplink("eth0", "10.0.0.10/24")]), ..Memory::default() };
+        let interfaces = Some(Desired::default().kube_proxy.interfaces.as_str().to_owned());
+        let kube_proxy =
+            Knowledge { interfaces, uplinks: Some(vec![uplink("eth0", "10.0.0.10/24")]), ..Knowledge::default() };
+        let memory = Memory { kube_proxy, ..Memory::default() };
         node.recall = Recall { memory, wall: TODAY, boot: START };
         node.pods = Ok(vec![pod("old", TODAY - Duration::from_secs(9_000))]);
         node
@@ -187,6 +228,17 @@ mod tests {
 
     fn planned(node: &mut Model) -> Plan {
         node.plan(plan, &Desired::default())
+    }
+
+    fn noted(plan: Plan) -> Knowledge {
+        match plan.remember {
+            Some(Note::KubeProxy(knowledge)) => knowledge,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn recalled(kube_proxy: Knowledge) -> Memory {
+        Memory { kube_proxy, ..Memory::default() }
     }
 
     fn reason(steps: &[Step]) -> &str {
@@ -198,15 +250,15 @@ mod tests {
         let mut node = changed();
         node.recall.memory = Memory::default();
         let plan = planned(&mut node);
-        assert_eq!((plan.steps, plan.held, plan.blocked), (vec![], vec![], vec![]));
-        assert_eq!(plan.remember.unwrap().uplinks, Some(node.uplinks.clone()));
+        assert!(plan.steps.is_empty() && plan.held.is_empty() && plan.blocked.is_empty(), "{plan:?}");
+        assert_eq!(noted(plan).uplinks, Some(node.uplinks.clone()));
         assert!(!node.asked.iter().any(|want| matches!(want, crate::observed::Want::Pods(_))));
     }
 
     #[test]
     fn nothing_changed_is_nothing_to_remember() {
         let mut node = changed();
-        node.recall.memory.uplinks = Some(node.uplinks.clone());
+        node.recall.memory.kube_proxy.uplinks = Some(node.uplinks.clone());
         assert_eq!(planned(&mut node), Plan::default());
         assert_eq!(node.asked.len(), 2, "{:?}", node.asked);
     }
@@ -247,16 +299,18 @@ mod tests {
 
     #[test]
     fn where_nobody_needs_it_nothing_is_restarted() {
-        let newer = pod("new", TODAY + Duration::from_secs(1));
-        let old = pod("old", TODAY - Duration::from_secs(1));
+        let newer = pod("new", TODAY - Duration::from_secs(1));
+        let old = pod("old", TODAY - Duration::from_secs(100));
         for (case, pods) in
             [("no pod", vec![]), ("it has started since", vec![newer.clone()]), ("both", vec![old, newer])]
         {
             let mut node = changed();
+            let since = TODAY - Duration::from_secs(60);
+            node.recall.memory.kube_proxy.pending = Some(Pending { since, uplinks: node.uplinks.clone() });
             node.pods = Ok(pods);
             let plan = planned(&mut node);
-            assert_eq!((plan.steps, plan.held, plan.blocked), (vec![], vec![], vec![]), "{case}");
-            assert_eq!(plan.remember.unwrap().uplinks, Some(node.uplinks.clone()), "{case}");
+            assert!(plan.steps.is_empty() && plan.held.is_empty() && plan.blocked.is_empty(), "{case}");
+            assert_eq!(noted(plan).uplinks, Some(node.uplinks.clone()), "{case}");
         }
     }
 
@@ -267,7 +321,7 @@ mod tests {
         let plan = planned(&mut node);
         assert_eq!(plan.steps, vec![]);
         assert!(plan.blocked[0].because.contains("kube-proxy-a (a), kube-proxy-b (b)"), "{plan:?}");
-        assert_eq!(plan.remember.unwrap().uplinks, node.recall.memory.uplinks, "the change is not forgotten");
+        assert_eq!(noted(plan).uplinks, node.recall.memory.kube_proxy.uplinks, "the change is not forgotten");
 
         let mut node = changed();
         node.settled = Some(vec![]);
@@ -280,27 +334,27 @@ mod tests {
     fn the_time_of_a_change_is_when_these_uplinks_were_first_seen() {
         let mut node = changed();
         node.pods = Err("crictl is broken".into());
-        let first = planned(&mut node).remember.unwrap();
+        let first = noted(planned(&mut node));
         assert_eq!(first.pending.as_ref().unwrap().since, TODAY);
         node.recall = Recall {
-            memory: first.clone(),
+            memory: recalled(first.clone()),
             wall: TODAY + Duration::from_secs(60),
             boot: START + Duration::from_secs(60),
         };
-        assert_eq!(planned(&mut node).remember.unwrap().pending, first.pending);
+        assert_eq!(noted(planned(&mut node)).pending, first.pending);
         node.uplinks.push(uplink("eth2", "10.0.2.10/24"));
-        let again = planned(&mut node).remember.unwrap().pending.unwrap();
+        let again = noted(planned(&mut node)).pending.unwrap();
         assert_eq!(again.since, TODAY + Duration::from_secs(60), "a further change");
     }
 
     #[test]
     fn restarts_keep_their_distance() {
         let mut node = changed();
-        node.recall.memory.restarted = Some(START - Duration::from_secs(100));
+        node.recall.memory.kube_proxy.restarted = Some(START - Duration::from_secs(100));
         let plan = planned(&mut node);
         assert_eq!(plan.steps, vec![]);
         assert_eq!(reason(&plan.held), "uplinks changed: +eth1; held back for 3m 20s");
-        node.recall = Recall { memory: plan.remember.unwrap(), wall: TODAY, boot: START + Duration::from_secs(201) };
+        node.recall = Recall { memory: recalled(noted(plan)), wall: TODAY, boot: START + Duration::from_secs(201) };
         assert_eq!(planned(&mut node).steps.len(), 1, "it happens when its time has come");
     }
 
@@ -312,11 +366,11 @@ mod tests {
         for _ in 0..5 {
             let plan = planned(&mut node);
             assert!(plan.blocked[0].unseen && plan.blocked[0].because.contains("crictl is broken"), "{plan:?}");
-            let memory = plan.remember.unwrap();
+            let memory = noted(plan);
             assert_eq!(memory.uplinks, Some(vec![uplink("eth0", "10.0.0.10/24")]), "not forgotten");
             let retry = memory.retry.unwrap();
             waits.push((retry - node.recall.boot).as_secs());
-            node.recall.memory = memory;
+            node.recall.memory = recalled(memory);
             node.recall.boot = retry - Duration::from_secs(1);
             let asked = node.asked.len();
             assert!(planned(&mut node).held[0].reason.contains("tries failed; held back for 1s"));
@@ -328,25 +382,96 @@ mod tests {
         let both = std::mem::replace(&mut node.uplinks, vec![uplink("eth0", "10.0.0.10/24")]);
         node.pods = Ok(vec![pod("old", START)]);
         node.recall.boot -= Duration::from_secs(1);
-        node.recall.memory =
-            Memory { retry: Some(node.recall.boot + Duration::from_secs(9)), ..node.recall.memory.clone() };
-        node.recall.memory = planned(&mut node).remember.unwrap();
+        node.recall.memory.kube_proxy.retry = Some(node.recall.boot + Duration::from_secs(9));
+        node.recall.memory = recalled(noted(planned(&mut node)));
         node.uplinks = both;
         assert_eq!(planned(&mut node).steps, vec![]);
     }
 
     #[test]
-    fn a_restart_that_did_not_end_is_resumed_by_its_id() {
+    fn a_clock_that_was_set_back_says_nothing() {
         let mut node = changed();
-        let Change::RestartPod(first) = planned(&mut node).steps.remove(0).change else { panic!() };
-        node.recall.memory = first.begun.clone();
-        // Another pod has come up meanwhile: it is not touched.
-        node.pods = Ok(vec![pod("new", TODAY + Duration::from_secs(5))]);
-        let Change::RestartPod(again) = planned(&mut node).steps.remove(0).change else { panic!() };
-        assert_eq!((again.id, &again.ended), (Some(id("old")), &first.ended));
-        node.recall.memory = first.failed.clone();
-        assert_eq!(planned(&mut node).steps, vec![], "after a failure not at once");
-        node.recall.boot += Duration::from_secs(60);
+        node.pods = Ok(vec![pod("old", TODAY + Duration::from_secs(60))]);
         assert_eq!(planned(&mut node).steps.len(), 1);
+    }
+
+    #[test]
+    fn other_interfaces_in_the_configuration_are_no_change_of_the_uplinks() {
+        let mut node = changed();
+        node.recall.memory.kube_proxy.interfaces = Some("^ens[0-9]+$".into());
+        let plan = planned(&mut node);
+        assert!(plan.steps.is_empty() && plan.held.is_empty(), "{plan:?}");
+        assert_eq!(noted(plan).uplinks, Some(node.uplinks.clone()));
+    }
+
+    #[test]
+    fn times_that_cannot_be_hold_nothing_back() {
+        for (restarted, retry) in [(Duration::MAX, None), (START, Some(Duration::MAX)), (START * 3, Some(START * 90))] {
+            let mut node = changed();
+            node.recall.boot = START + Duration::from_secs(1000);
+            node.recall.memory.kube_proxy.restarted = Some(restarted);
+            node.recall.memory.kube_proxy.retry = retry;
+            assert_eq!(planned(&mut node).steps.len(), 1, "{restarted:?} {retry:?}");
+        }
+    }
+
+    /// A node on which a restart of `old` was begun, and what was planned then.
+    fn begun() -> (Model, Box<RestartPod>) {
+        let mut node = changed();
+        let Change::RestartPod(restart) = planned(&mut node).steps.remove(0).change else { panic!() };
+        node.recall.memory = recalled(restart.begun.clone());
+        (node, restart)
+    }
+
+    fn resumed(node: &mut Model) -> Box<RestartPod> {
+        let mut plan = planned(node);
+        assert_eq!(plan.steps.len(), 1, "{plan:?}");
+        let Change::RestartPod(restart) = plan.steps.remove(0).change else { panic!() };
+        restart
+    }
+
+    #[test]
+    fn a_restart_that_did_not_end_is_resumed_by_its_id() {
+        let (mut node, first) = begun();
+        // Another pod has come up meanwhile: it is not touched.
+        node.pods = Ok(vec![pod("new", TODAY)]);
+        let again = resumed(&mut node);
+        assert_eq!((again.id, &again.ended.uplinks), (Some(id("old")), &first.ended.uplinks));
+        let retry = Some(START + first.backoff);
+        node.recall.memory = recalled(Knowledge { retry, ..first.failed.clone() });
+        assert_eq!(planned(&mut node).held.len(), 1, "after a failure not at once");
+        node.recall.boot += Duration::from_secs(60);
+        let again = resumed(&mut node);
+        assert_eq!(again.ended.restarted, Some(node.recall.boot), "the next one keeps its distance from this one");
+    }
+
+    #[test]
+    fn what_changes_while_a_restart_is_under_way_is_not_forgotten() {
+        let (mut node, first) = begun();
+        node.uplinks.push(uplink("eth2", "10.0.2.10/24"));
+        node.pods = Ok(vec![pod("new", TODAY)]);
+        let ended = resumed(&mut node).ended.clone();
+        assert_eq!(ended.uplinks, first.ended.uplinks);
+        assert_eq!(ended.pending.unwrap().uplinks, node.uplinks);
+        // Where the old one was not stopped yet, its successor learns of it all.
+        node.pods = Ok(vec![pod("old", START)]);
+        let ended = resumed(&mut node).ended.clone();
+        assert_eq!((ended.uplinks, ended.pending), (Some(node.uplinks.clone()), None));
+    }
+
+    #[test]
+    fn a_restart_that_nobody_needs_any_more_is_dropped() {
+        let (mut node, _) = begun();
+        node.uplinks.truncate(1);
+        let plan = planned(&mut node);
+        assert!(plan.steps.is_empty(), "it still runs, and knows what is so: {plan:?}");
+        let (mut node, _) = begun();
+        node.pods = Ok(vec![]);
+        node.recall.memory.kube_proxy.failures = GIVE_UP - 1;
+        assert_eq!(planned(&mut node).steps.len(), 1);
+        node.recall.memory.kube_proxy.failures = GIVE_UP;
+        let plan = planned(&mut node);
+        assert!(plan.steps.is_empty(), "there is no kube-proxy here any more: {plan:?}");
+        assert_eq!(noted(plan).restart, None);
     }
 }

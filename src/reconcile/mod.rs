@@ -20,6 +20,8 @@ pub struct Reconciler {
     pub name: &'static str,
     /// What may be done about its findings.
     pub mode: fn(&Desired) -> Mode,
+    /// Whether it takes its time: planned once, when all others are done.
+    pub waits: bool,
     /// What differs. Asks for what has not been looked at yet by failing with a [`Gap`].
     pub plan: fn(&Desired, &Observed) -> Result<Plan, Gap>,
 }
@@ -27,11 +29,16 @@ pub struct Reconciler {
 /// All reconcilers, in the order in which their changes are made. Rules come before routes: a declared table may
 /// be one that `default_routes` would otherwise have to guess for.
 pub const ALL: &[Reconciler] = &[
-    Reconciler { name: "rules", mode: |_| Mode::Enforce, plan: rules::plan },
-    Reconciler { name: "routes", mode: |_| Mode::Enforce, plan: routes::plan },
-    Reconciler { name: "default_routes", mode: |desired| desired.default_routes.mode, plan: default_routes::plan },
-    Reconciler { name: "rp_filter", mode: |desired| desired.rp_filter.mode, plan: rp_filter::plan },
-    Reconciler { name: "kube_proxy", mode: |desired| desired.kube_proxy.mode, plan: kube_proxy::plan },
+    Reconciler { name: "rules", mode: |_| Mode::Enforce, waits: false, plan: rules::plan },
+    Reconciler { name: "routes", mode: |_| Mode::Enforce, waits: false, plan: routes::plan },
+    Reconciler {
+        name: "default_routes",
+        mode: |desired| desired.default_routes.mode,
+        waits: false,
+        plan: default_routes::plan,
+    },
+    Reconciler { name: "rp_filter", mode: |desired| desired.rp_filter.mode, waits: false, plan: rp_filter::plan },
+    Reconciler { name: "kube_proxy", mode: |desired| desired.kube_proxy.mode, waits: true, plan: kube_proxy::plan },
 ];
 
 #[cfg(test)]

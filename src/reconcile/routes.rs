@@ -3,6 +3,7 @@
 
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::{self, Desired};
+use crate::memory::Note;
 use crate::net::{Dev, Family, PROTO_DECLARED, PROTO_MENDED, Route, family_of, table_name};
 use crate::observed::{Gap, Hop, Observed, RouteSet, SeenRoute, Target};
 
@@ -15,8 +16,11 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         RouteSet::Table(route.family(), route.table)
     });
     let tables = observed.routes(tables)?;
+    let known = observed.recall()?.memory.routes;
     let ours = [Family::V4, Family::V6].map(|family| RouteSet::Protocol(family, PROTO_DECLARED));
-    let ours: Vec<&SeenRoute> = observed.routes(ours)?.into_iter().flatten().collect();
+    let ours = if known == Some(false) { Vec::new() } else { observed.routes(ours)? };
+    let ours: Vec<&SeenRoute> = ours.into_iter().flatten().collect();
+    let some_of_ours = !ours.is_empty();
 
     // What is on the link goes in before what lies behind it.
     let mut behind = Plan::default();
@@ -53,6 +57,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
             )),
         }
     }
+    // Before the first one goes in, so that none is ever forgotten.
+    let some = some_of_ours || !plan.steps.is_empty();
+    plan.remember = (known != Some(some)).then_some(Note::Routes(some));
     Ok(plan)
 }
 
@@ -150,12 +157,15 @@ fn is_declared(desired: &Desired, live: &SeenRoute) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reconcile::testing::{desired, link, observed, route};
+    use crate::memory::Recall;
+    use crate::observed::Want;
+    use crate::reconcile::testing::{Model, desired, link, observed, route};
 
     /// The commands and the number of blocked wishes for a node with eth1 (index 3) and these routes in table 7.
     fn outcome(yaml: &str, live: Vec<SeenRoute>) -> (Vec<String>, usize) {
         let desired = desired(yaml);
         let seen = observed(|seen| {
+            seen.recall = Some(Ok(Recall::default()));
             for (name, index) in [("eth1", Some(3)), ("eth9", None)] {
                 let link = index.map(|index| link(index, name));
                 seen.links_named.insert(link_name(name), Ok(link.clone()));
@@ -172,6 +182,20 @@ mod tests {
         });
         let plan = plan(&desired, &seen).unwrap();
         (plan.steps.iter().map(|step| step.change.to_string()).collect(), plan.blocked.len())
+    }
+
+    #[test]
+    fn what_is_known_not_to_be_there_is_not_looked_for() {
+        let mut node = Model::new("route default via 10.0.1.1 dev 3 table 7 proto 171");
+        assert_eq!(node.plan(plan, &desired("{}")).remember, Some(Note::Routes(true)));
+        node.recall.memory.routes = Some(false);
+        node.asked.clear();
+        assert_eq!(node.plan(plan, &desired("{}")), Plan::default());
+        assert_eq!(node.asked, [Want::Recall]);
+        let adding = node.plan(plan, &desired("routes: [{to: 10.9.0.0/16, via: 10.0.0.1}]"));
+        assert_eq!((adding.steps.len(), adding.remember), (1, Some(Note::Routes(true))), "noted before it goes in");
+        let mut bare = Model::new("");
+        assert_eq!(bare.plan(plan, &desired("{}")).remember, Some(Note::Routes(false)));
     }
 
     fn link_name(name: &str) -> crate::net::IfName {

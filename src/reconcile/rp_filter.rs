@@ -19,18 +19,16 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     }
     // Only offenders need a name.
     let offenders: Vec<_> = live.links.iter().copied().filter(|(_, value)| offends(*value)).collect();
-    let links = observed.links(offenders.iter().map(|(index, _)| *index))?;
-    for (link, (_, value)) in links.into_iter().zip(&offenders) {
-        let Some(link) = link else { continue }; // it has vanished since
-        let name = &link.dev.name;
+    let names = observed.names(offenders.iter().map(|(index, _)| *index))?;
+    for (name, (_, value)) in names.into_iter().zip(&offenders) {
+        let Some(name) = name else { continue }; // it has vanished since
         if wish.interfaces.is_match(name.as_bytes()) {
             plan.steps.push(set(wish, &name.to_string(), *value, SysctlKey::rp_filter(name)));
         }
     }
     if live.all > wish.value.number() {
-        let links = observed.links(live.links.iter().map(|(index, _)| *index))?;
-        let names = links.into_iter().flatten().map(|link| &link.dev.name);
-        if let Some(name) = names.filter(|name| wish.interfaces.is_match(name.as_bytes())).min() {
+        let names = observed.names(live.links.iter().map(|(index, _)| *index))?;
+        if let Some(name) = names.into_iter().flatten().filter(|name| wish.interfaces.is_match(name.as_bytes())).min() {
             let because = format!(
                 "net.ipv4.conf.all.rp_filter is {}, and the kernel takes the greater of it and the interface's own; \
                  node-fixer never writes it. Set it to 0 in /etc/sysctl.d, or configure another rp_filter.value",
@@ -53,14 +51,15 @@ fn set(wish: &RpFilter, name: &str, live: i32, key: SysctlKey) -> Step {
 mod tests {
     use super::*;
     use crate::desired::{Pattern, RpValue};
+    use crate::net::IfName;
     use crate::observed::{RpFilters, Want};
-    use crate::reconcile::testing::{link, observed};
+    use crate::reconcile::testing::observed;
 
     /// Interfaces by name and live value; the third is `default`, the fourth `all`.
     fn keys(wish: RpFilter, links: &[(&str, i32)], default: i32, all: i32) -> (Vec<String>, usize) {
         let seen = observed(|seen| {
             let named = (2..).zip(links);
-            seen.links.extend(named.clone().map(|(index, (name, _))| (index, Ok(Some(link(index, name))))));
+            seen.names.extend(named.clone().map(|(index, (name, _))| (index, Ok(IfName::new(name.as_bytes())))));
             let links = named.map(|(index, (_, value))| (index, *value)).collect();
             seen.rp_filters = Some(Ok(RpFilters { all, default, links }));
         });
@@ -107,14 +106,14 @@ mod tests {
         let links = vec![(1, 0), (2, 2), (3, 1), (4, 2)];
         let seen = observed(|seen| seen.rp_filters = Some(Ok(RpFilters { all: 0, default: 2, links })));
         let asked = plan(&Desired::default(), &seen);
-        assert_eq!(asked, Err(Gap::Unseen(vec![Want::Link(1), Want::Link(3)])));
+        assert_eq!(asked, Err(Gap::Unseen(vec![Want::Name(1), Want::Name(3)])));
     }
 
     #[test]
     fn an_interface_that_vanished_is_no_error() {
         let seen = observed(|seen| {
             seen.rp_filters = Some(Ok(RpFilters { all: 0, default: 2, links: vec![(9, 1)] }));
-            seen.links.insert(9, Ok(None));
+            seen.names.insert(9, Ok(None));
         });
         assert_eq!(plan(&Desired::default(), &seen), Ok(Plan::default()));
     }

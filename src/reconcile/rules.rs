@@ -45,11 +45,15 @@ pub fn is_taken_for(found: &Rule, asked: &Rule) -> bool {
         && agrees(&has.oif, &wants.oif)
 }
 
+/// The rules that are declared.
+pub fn declared(desired: &Desired) -> Vec<Rule> {
+    desired.rules.iter().map(desired::Rule::to_rule).collect()
+}
+
 /// The rules as they will be when this section's plan is done: what the plans of other sections build on.
-pub fn afterwards<'a>(desired: &'a Desired, live: &'a [SeenRule]) -> impl Iterator<Item = Rule> + 'a {
-    let declared = desired.rules.iter().map(desired::Rule::to_rule);
-    let staying = live.iter().filter_map(SeenRule::lookup).filter(|rule| !is_undeclared(desired, rule));
-    staying.cloned().chain(declared)
+pub fn afterwards<'a>(live: &'a [SeenRule], declared: &'a [Rule]) -> impl Iterator<Item = &'a Rule> {
+    let goes = |rule: &Rule| rule.protocol == PROTO_DECLARED && !declared.iter().any(|wanted| wanted.equals(rule));
+    live.iter().filter_map(SeenRule::lookup).filter(move |rule| !goes(rule)).chain(declared)
 }
 
 fn undeclared<'a>(desired: &'a Desired, live: &'a [SeenRule]) -> impl Iterator<Item = &'a Rule> {

@@ -180,6 +180,10 @@ impl Model {
             Want::RpFilters => seen.rp_filters = Some(Ok(self.rp_filters.clone())),
             Want::Addresses => seen.addresses = Some(Ok(self.addresses.clone())),
             Want::Link(index) => drop(seen.links.insert(index, find(&|link| link.dev.index == index))),
+            Want::Name(index) => {
+                let found = find(&|link| link.dev.index == index).map(|link| link.map(|link| link.dev.name));
+                seen.names.insert(index, found);
+            }
             Want::LinkNamed(name) => {
                 let found = find(&|link| link.dev.name == name);
                 seen.links_named.insert(name, found);
@@ -233,7 +237,7 @@ impl Model {
                     Some(index) => self.rp_filters.links.iter_mut().find(|(it, _)| *it == index).unwrap().1 = value,
                 }
             }
-            Change::RestartPod(restart) => self.recall.memory = restart.ended.clone(),
+            Change::RestartPod(restart) => self.recall.memory.kube_proxy = restart.ended.clone(),
         }
     }
 }

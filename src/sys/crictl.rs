@@ -99,6 +99,9 @@ fn parse(output: &[u8], query: &PodQuery) -> Result<Vec<Pod>, String> {
 fn call(query: &PodQuery, args: &[String], stop: &Stop) -> Result<Vec<u8>, CrictlError> {
     let command = query.command(args);
     let failed = |why: String| CrictlError::Failed(format!("`{command}` {why}"));
+    if stop.told() {
+        return Err(CrictlError::Stopped(command));
+    }
     let spawned = Command::new(&query.crictl)
         .args(args)
         .stdin(Stdio::null())

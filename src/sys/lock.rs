@@ -3,12 +3,18 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+
+/// How often a lock is tried whose holder is gone.
+const TRIES: u32 = 20;
+/// How long it is waited between.
+const MOMENT: Duration = Duration::from_millis(10);
 
 /// The lock, held until it is dropped.
 #[derive(Debug)]
@@ -32,19 +38,27 @@ impl Lock {
     /// [`Held`] if another run has it; else what could not be opened.
     pub fn take(directory: &Path) -> anyhow::Result<Lock> {
         let path = directory.join("lock");
-        let open = || OpenOptions::new().read(true).append(true).create(true).open(&path);
+        // Nobody else may open it: whoever can read a file can lock it.
+        let open = || OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path);
         let file = open()
             .or_else(|error| match error.kind() {
                 io::ErrorKind::NotFound => fs::create_dir_all(directory).and_then(|()| open()),
                 _ => Err(error),
             })
             .with_context(|| format!("cannot open the lock {}; name a writable --state-dir", path.display()))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) => Ok(Lock { _file: file }),
-            Err((file, Errno::EWOULDBLOCK)) => {
-                Err(Held { file: path.display().to_string(), holder: holder(&file) }.into())
-            }
-            Err((_, errno)) => Err(errno).with_context(|| format!("cannot lock {}", path.display())),
+        let mut file = file;
+        let mut tries = 0..TRIES;
+        loop {
+            file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(file) => return Ok(Lock { _file: file }),
+                Err((file, Errno::EWOULDBLOCK)) => match holder(&file) {
+                    // It has just ended, and something that it was about to start lets go in a moment.
+                    None if tries.next().is_some() => file,
+                    holder => return Err(Held { file: path.display().to_string(), holder }.into()),
+                },
+                Err((_, errno)) => return Err(errno).with_context(|| format!("cannot lock {}", path.display())),
+            };
+            std::thread::sleep(MOMENT);
         }
     }
 }
@@ -58,6 +72,6 @@ fn holder(file: &File) -> Option<String> {
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let of_file = |line: &&str| line.split_whitespace().any(|field| field == inode);
     let pid = locks.lines().find(of_file)?.split_whitespace().nth(4)?;
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_else(|_| "of another user".into());
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     Some(format!("process {pid} ({})", crate::net::one_line(name.trim_end())))
 }

@@ -8,16 +8,18 @@ mod state;
 mod stop;
 mod sysctl;
 
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use nix::errno::Errno;
+use nix::time::{ClockId, clock_gettime};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 
 use crictl::CrictlError;
@@ -29,7 +31,7 @@ use stop::Stop;
 
 use crate::change::{Change, RestartPod};
 use crate::desired::Pattern;
-use crate::memory::{Memory, Uplink};
+use crate::memory::{Knowledge, Memory, Note, Recall, Uplink};
 use crate::net::IfName;
 use crate::observed::{Address, Link, Look, Observed, RouteSet, RpFilters, SeenRoute, SeenRule, Want};
 use crate::pod::{Pod, PodId, PodQuery};
@@ -44,6 +46,10 @@ pub struct Node {
     state_dir: PathBuf,
     patient: bool,
     stop: Stop,
+    /// What is in the state directory, once it was read or written.
+    memory: Option<Memory>,
+    /// How many interfaces there are, where that was seen.
+    links: Option<usize>,
 }
 
 /// Why a change was not made.
@@ -74,7 +80,8 @@ impl Node {
     ///
     /// There is no netlink socket to be had.
     pub fn open(state_dir: &Path, patient: bool) -> anyhow::Result<Node> {
-        Ok(Node { netlink: Netlink::open()?, state_dir: state_dir.into(), patient, stop: Stop::default() })
+        let netlink = Netlink::open()?;
+        Ok(Node { netlink, state_dir: state_dir.into(), patient, stop: Stop::default(), memory: None, links: None })
     }
 
     /// Looks at each of these, and puts what was seen, or why it could not be seen, into `observed`.
@@ -93,6 +100,10 @@ impl Node {
                     let seen = failed(&format!("interface number {index}"), self.link(index, None));
                     observed.links.insert(index, seen);
                 }
+                Want::Name(index) => {
+                    let seen = self.name(index);
+                    observed.names.insert(index, failed("the names of interfaces", seen));
+                }
                 Want::LinkNamed(name) => {
                     let seen = failed(&format!("interface {name}"), self.link(0, Some(&name)));
                     observed.links_named.insert(name, seen);
@@ -105,7 +116,7 @@ impl Node {
                     observed.settled_uplinks = Some(failed("the uplinks", self.settled_uplinks(&names, settle)));
                 }
                 Want::Recall => {
-                    observed.recall = Some(failed("what the last run remembered", state::recall(&self.state_dir)));
+                    observed.recall = Some(failed("what the last run remembered", self.recall()));
                 }
                 Want::Pods(query) => observed.pods = Some(failed("the pods", self.pods(&query))),
             }
@@ -170,12 +181,13 @@ impl Node {
                 _ => seen.links.extend(u32::try_from(index).ok().map(|index| (index, value))),
             }
         }
+        self.links = Some(seen.links.len());
         Ok(seen)
     }
 
     fn link(&mut self, index: u32, name: Option<&IfName>) -> Result<Option<Link>, NetlinkError> {
         let mut seen = None;
-        let got = self.netlink.get(RTM_GETLINK, &message::one_link(index, name), |kind, link| {
+        let got = self.netlink.get(RTM_GETLINK, &message::one_link(index, name), &mut |kind, link| {
             if kind == RTM_NEWLINK {
                 seen = Some(message::seen_link(link)?);
             }
@@ -187,6 +199,16 @@ impl Node {
         }
     }
 
+    fn name(&mut self, index: u32) -> Result<Option<IfName>, NetlinkError> {
+        match self.netlink.name_of(index) {
+            // The cheap way knows only UTF-8.
+            Err(NetlinkError::Refused { errno: Errno::EILSEQ, .. }) => {
+                Ok(self.link(index, None)?.map(|link| link.dev.name))
+            }
+            other => other,
+        }
+    }
+
     fn addresses(&mut self) -> Result<Vec<Address>, NetlinkError> {
         self.netlink.dump(RTM_GETADDR, &message::all_addresses(), message::seen_address)
     }
@@ -194,19 +216,33 @@ impl Node {
     /// The links whose names match, by name. The names come from one listing; only those that match are asked for.
     fn uplinks(&mut self, names: &Pattern) -> anyhow::Result<Vec<Uplink>> {
         let mut uplinks = Vec::new();
-        // Of this network namespace, whatever is mounted on /sys.
-        for entry in fs::read_dir("/proc/sys/net/ipv4/conf").context("/proc/sys/net/ipv4/conf")? {
-            let file = entry?.file_name();
-            let Some(name) = IfName::new(file.as_bytes()).filter(|name| names.is_match(name.as_bytes())) else {
-                continue;
-            };
+        for file in self.link_names()?.iter().filter(|file| names.is_match(file.as_bytes())) {
             // `all` and `default` are no links, and a link may have gone since.
-            if let Some(link) = self.link(0, Some(&name))? {
-                uplinks.push(self.uplink(&file.to_string_lossy(), &link)?);
+            if let Some(name) = IfName::new(file.as_bytes())
+                && let Some(link) = self.link(0, Some(&name))?
+            {
+                match self.uplink(&file.to_string_lossy(), &link) {
+                    Err(NetlinkError::Refused { errno: Errno::ENODEV, .. }) => {}
+                    other => uplinks.push(other?),
+                }
             }
         }
         uplinks.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(uplinks)
+    }
+
+    /// The names of all interfaces of this network namespace. (/sys/class/net has those of the namespace that /sys
+    /// was mounted in, and a dump of links costs twenty times as much.)
+    fn link_names(&self) -> anyhow::Result<Vec<OsString>> {
+        // A quarter of the price, but only of interfaces that have IPv6: it counts when it has them all.
+        if let Some(links) = self.links
+            && let Ok(names) = listed("/proc/thread-self/net/dev_snmp6")
+            && names.len() == links
+        {
+            return Ok(names);
+        }
+        let names = "/proc/sys/net/ipv4/conf";
+        listed(names).with_context(|| format!("cannot list {names}"))
     }
 
     fn uplink(&mut self, name: &str, link: &Link) -> Result<Uplink, NetlinkError> {
@@ -242,8 +278,29 @@ impl Node {
     /// # Errors
     ///
     /// The state directory cannot be written.
-    pub fn remember(&mut self, memory: &Memory) -> io::Result<()> {
-        state::remember(&self.state_dir, memory)
+    pub fn remember(&mut self, note: Note) -> io::Result<()> {
+        let mut memory = self.recall()?.memory;
+        memory.take(note);
+        state::remember(&self.state_dir, &memory)?;
+        self.memory = Some(memory);
+        Ok(())
+    }
+
+    /// Whether this process was told to stop.
+    pub fn told_to_stop(&self) -> bool {
+        self.stop.told()
+    }
+
+    fn recall(&mut self) -> io::Result<Recall> {
+        let state_dir = &self.state_dir;
+        let mut memory = self.memory.get_or_insert_with(|| state::recall(state_dir)).clone();
+        if !self.patient {
+            // Who asks what would be done wants to know now what is wrong with crictl.
+            memory.kube_proxy.retry = None;
+        }
+        let boot = boot_time()?;
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Ok(Recall { memory, wall, boot })
     }
 
     /// Restarts a pod. What is about to happen is remembered before it happens: whoever comes after an end in the
@@ -252,43 +309,55 @@ impl Node {
         let Some(id) = &restart.id else { return Err("its sandbox is not known".into()) };
         self.listen()?;
         let written = |result: io::Result<()>| result.map_err(|error| format!("cannot remember the restart: {error}"));
-        written(self.remember(&restart.begun))?;
+        let note = |knowledge: &Knowledge| Note::KubeProxy(knowledge.clone());
+        written(self.remember(note(&restart.begun)))?;
         match self.replace(&restart.query, id) {
-            Ok(took) => {
-                written(self.remember(&restart.ended))?;
-                Ok(format!("another sandbox was ready after {:.1} s", took.as_secs_f64()))
+            Ok(told) => {
+                written(self.remember(note(&restart.ended)))?;
+                Ok(told)
             }
             // Not a failure: the next run goes on.
             Err(error @ CrictlError::Stopped(_)) => Err(error.to_string()),
             Err(error) => {
-                written(self.remember(&restart.failed))?;
+                let retry = boot_time().ok().map(|now| now.saturating_add(restart.backoff));
+                written(self.remember(note(&Knowledge { retry, ..restart.failed.clone() })))?;
                 Err(error.to_string())
             }
         }
     }
 
-    /// Stops and removes a sandbox, and waits until another one is ready; how long that took.
-    fn replace(&mut self, query: &PodQuery, id: &PodId) -> Result<Duration, CrictlError> {
+    /// Stops and removes a sandbox, and waits until another one is ready; what there is to tell of that.
+    fn replace(&mut self, query: &PodQuery, id: &PodId) -> Result<String, CrictlError> {
         let gone = |result| match result {
             Err(CrictlError::NotFound(_)) => Ok(()),
             other => other,
         };
         let begin = Instant::now();
         gone(crictl::stop_pod(query, id, &self.stop))?;
-        gone(crictl::remove_pod(query, id, &self.stop))?;
+        // What cannot be removed is stopped all the same, and kubelet makes another: what counts is whether it does.
+        let removed = match gone(crictl::remove_pod(query, id, &self.stop)) {
+            Err(error @ CrictlError::Stopped(_)) => return Err(error),
+            Err(error) => format!("; the old one was not removed: {error}"),
+            Ok(()) => String::new(),
+        };
         let patience = query.timeout * 3;
-        let mut trouble = String::new();
+        let end = Instant::now() + patience;
         loop {
-            match crictl::pods(query, &self.stop) {
-                Ok(pods) if pods.iter().any(|pod| pod.id != *id) => return Ok(begin.elapsed()),
-                Ok(_) => trouble.clear(),
+            let trouble = match crictl::pods(query, &self.stop) {
+                Ok(pods) if pods.iter().any(|pod| pod.id != *id) => {
+                    return Ok(format!(
+                        "another sandbox was ready after {:.1} s{removed}",
+                        begin.elapsed().as_secs_f64()
+                    ));
+                }
+                Ok(_) => String::new(),
                 Err(error @ CrictlError::Stopped(_)) => return Err(error),
-                Err(error) => trouble = format!(" ({error})"),
-            }
-            if begin.elapsed() >= patience {
+                Err(error) => format!(" ({error})"),
+            };
+            if Instant::now() >= end {
                 return Err(CrictlError::Failed(format!(
-                    "sandbox {id} is gone, and no other was ready within {patience:?}{trouble}; is kubelet running? \
-                     see: systemctl status kubelet, journalctl -u kubelet"
+                    "sandbox {id} is stopped, and no other was ready within {patience:?}{trouble}{removed}; is kubelet \
+                     running? see: systemctl status kubelet, journalctl -u kubelet"
                 )));
             }
             if !self.stop.sleep(POLL) {
@@ -298,9 +367,17 @@ impl Node {
     }
 }
 
+fn boot_time() -> io::Result<Duration> {
+    Ok(clock_gettime(ClockId::CLOCK_BOOTTIME)?.into())
+}
+
 /// A failed look as everybody who needs it will report it.
 fn failed<T>(what: &str, result: Result<T, impl Display>) -> Look<T> {
     result.map_err(|error| Arc::from(format!("cannot look at {what}: {error}")))
+}
+
+fn listed(directory: &str) -> io::Result<Vec<OsString>> {
+    fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
 }
 
 fn describe(set: &RouteSet) -> String {

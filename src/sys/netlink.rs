@@ -12,9 +12,11 @@ use nix::libc;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket};
 use nix::{setsockopt_impl, sockopt_impl};
 use rtnetlink::packet_core::{
-    Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
-    NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NetlinkBuffer, NlaBuffer, NlasIterator,
+    Emitable, NLM_F_ACK, NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLM_F_REQUEST,
+    NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NetlinkBuffer, NlaBuffer, NlasIterator,
 };
+
+use crate::net::IfName;
 
 sockopt_impl!(
     /// The kernel checks dump requests, and filters by what stands in them (Linux 4.20).
@@ -29,8 +31,9 @@ sockopt_impl!(
     CappedAck, SetOnly, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, bool
 );
 
-/// The kernel makes dump messages of up to 32 KiB once it has seen a reader that takes as much.
-const BUFFER: usize = 32 * 1024;
+/// The kernel makes dump messages of up to 32 KiB once it has seen a reader that takes as much. So large an
+/// allocation is mapped, and costs only the pages that are filled.
+const BUFFER: usize = 256 * 1024;
 /// How often an interrupted or overrun dump is asked again before it is an error.
 const TRIES: u32 = 5;
 /// `NLMSGERR_ATTR_MSG`.
@@ -80,6 +83,17 @@ impl Netlink {
         Ok(Netlink { socket: open_socket()?, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
+    /// The name of the interface with this index; `None` if there is none. (Any socket answers SIOCGIFNAME.)
+    pub fn name_of(&self, index: u32) -> Result<Option<IfName>, NetlinkError> {
+        match rustix::net::netdevice::index_to_name_inlined(&self.socket, index) {
+            Ok(name) => {
+                IfName::new(name.as_bytes()).map(Some).ok_or_else(|| undecodable("the name of an interface is none"))
+            }
+            Err(rustix::io::Errno::NODEV) => Ok(None),
+            Err(error) => Err(Errno::from_raw(error.raw_os_error()).into()),
+        }
+    }
+
     /// Has something changed; returns when the kernel has done or refused it.
     pub fn change(&mut self, kind: u16, flags: u16, body: &impl Emitable) -> Result<(), NetlinkError> {
         let request = self.request(kind, flags | NLM_F_ACK, body);
@@ -87,14 +101,10 @@ impl Netlink {
     }
 
     /// Asks for one object. `each` is given the type and the body of the answer.
-    pub fn get(
-        &mut self,
-        kind: u16,
-        body: &impl Emitable,
-        mut each: impl FnMut(u16, &[u8]) -> Result<(), NetlinkError>,
-    ) -> Result<(), NetlinkError> {
-        let request = self.request(kind, NLM_F_ACK, body);
-        self.exchange(&request, &mut each)
+    pub fn get(&mut self, kind: u16, body: &impl Emitable, each: Each<'_>) -> Result<(), NetlinkError> {
+        // Not acknowledged: the one message is the whole answer.
+        let request = self.request(kind, 0, body);
+        self.exchange(&request, each)
     }
 
     /// Asks for all objects of a kind, and makes a value of each by `decode`, which may skip it.
@@ -203,7 +213,12 @@ impl Answer {
                 NLMSG_ERROR => return outcome(payload, message.flags(), 20).map(|()| true),
                 NLMSG_OVERRUN => return Err(Errno::ENOBUFS.into()),
                 NLMSG_NOOP => {}
-                kind => each(kind, payload)?,
+                kind => {
+                    each(kind, payload)?;
+                    if message.flags() & NLM_F_MULTIPART == 0 {
+                        return Ok(true);
+                    }
+                }
             }
         }
         Ok(false)

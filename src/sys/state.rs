@@ -5,14 +5,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
-use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::memory::{Memory, Recall};
+use crate::memory::Memory;
 
 /// Version of the file; another one is a fresh start.
 const VERSION: u32 = 1;
@@ -29,19 +27,16 @@ struct Saved {
     memory: Memory,
 }
 
-/// Recalls what the last run remembered.
-pub fn recall(directory: &Path) -> io::Result<Recall> {
-    let boot = clock_gettime(ClockId::CLOCK_BOOTTIME)?;
-    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+/// What the last run remembered; nothing, if there is nothing that counts.
+pub fn recall(directory: &Path) -> Memory {
     let file = file(directory);
-    let memory = match read(&file) {
+    match read(&file) {
         Ok(saved) => saved.map(|saved| saved.memory).unwrap_or_default(),
         Err(why) => {
             warn!(file = %file.display(), why, "what was remembered does not count; this is a fresh start");
             Memory::default()
         }
-    };
-    Ok(Recall { memory, wall, boot: Duration::from(boot) })
+    }
 }
 
 fn file(directory: &Path) -> PathBuf {
@@ -73,9 +68,9 @@ fn read_file(file: File) -> io::Result<String> {
     if !metadata.is_file() || metadata.len() > MAX_BYTES {
         return Err(io::Error::other("it is no regular file of a sane size"));
     }
-    let mut text = String::new();
-    file.take(MAX_BYTES).read_to_string(&mut text)?;
-    Ok(text)
+    let mut text = Vec::with_capacity(metadata.len() as usize + 1);
+    file.take(MAX_BYTES).read_to_end(&mut text)?;
+    String::from_utf8(text).map_err(io::Error::other)
 }
 
 /// Remembers for the next run: whole or not at all, whenever the power goes.
@@ -95,6 +90,8 @@ pub fn remember(directory: &Path, memory: &Memory) -> io::Result<()> {
 
 /// The boot and the network namespace that this is.
 fn origin() -> io::Result<(String, u64)> {
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+    let mut boot_id = [0; 64];
+    let length = File::open("/proc/sys/kernel/random/boot_id")?.read(&mut boot_id)?;
+    let boot_id = String::from_utf8_lossy(boot_id.get(..length).unwrap_or_default()).trim().to_owned();
     Ok((boot_id, fs::metadata("/proc/thread-self/ns/net")?.ino()))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
@@ -106,19 +107,42 @@ fn a_healthy_run_dumps_no_links() {
 #[test]
 fn a_changed_node_is_one_line_a_change_in_the_log() {
     let node = Worker::new().with_pod(100).with_loose_rp_filter().without_default(2);
+    let journal = node.directory.path().join("journal");
+    let stderr = File::create(&journal).unwrap();
+    let metadata = stderr.metadata().unwrap();
     let mut command = node.command(&[]);
-    command.env("JOURNAL_STREAM", "8:1");
-    let ran = finish(node.net.output(&mut command)).expect(0);
-    assert_eq!(ran.err.lines().count(), 1, "{ran:?}");
-    assert!(ran.err.trim_start().starts_with("INFO"), "the journal has its own time: {ran:?}");
+    command.env("JOURNAL_STREAM", format!("{}:{}", metadata.dev(), metadata.ino())).stderr(stderr);
+    finish(node.net.output(&mut command)).expect(0);
+    let said = fs::read_to_string(journal).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.starts_with("<5>changed "), "a notice without a time of its own: {said}");
     for field in ["reconciler=\"default_routes\"", "command=ip route add default", "reason=\"table 2"] {
-        assert!(ran.err.contains(field), "{field}: {ran:?}");
+        assert!(said.contains(field), "{field}: {said}");
     }
+    node.net.ip("route del default table 2");
+    let mut command = node.command(&[]);
+    let ran = finish(node.net.output(command.env("JOURNAL_STREAM", "8:1"))).expect(0);
+    assert!(ran.err.trim_start().starts_with("INFO"), "under systemd, but not to the journal itself: {ran:?}");
     node.net.ip("route del default table 2");
     let ran = node.fix(&[]).expect(0);
     assert!(ran.err.starts_with("20"), "elsewhere a line begins with the time: {ran:?}");
     node.net.ip("route del default table 2");
     assert_eq!(node.fix(&["--quiet"]).expect(0).err, "");
+}
+
+#[test]
+fn on_a_terminal_it_says_that_there_is_nothing_to_do_and_each_change_once() {
+    let node = healthy();
+    node.fix(&[]).expect(0);
+    let on_terminal = || {
+        let arguments: Vec<_> = node.command(&[]).get_args().map(|arg| arg.to_str().unwrap().to_owned()).collect();
+        let command = format!("{} {}", env!("CARGO_BIN_EXE_node-fixer"), arguments.join(" "));
+        node.net.run("script", &["-qec", &command, "/dev/null"]).replace('\r', "")
+    };
+    assert_eq!(on_terminal(), "nothing to do: everything is as it should be\n");
+    node.net.ip("route del default table 2");
+    let said = on_terminal();
+    assert_eq!(said.matches("ip route add default").count(), 1, "{said}");
 }
 
 #[test]

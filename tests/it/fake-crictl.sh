@@ -4,7 +4,7 @@
 #   $FAKE/ready/ID, $FAKE/notready/ID   sandboxes; the content is the time of creation in nanoseconds
 #   $FAKE/log                           every call
 #   $FAKE/mode                          how it disappoints; $FAKE/slow: seconds that every call takes
-#   $FAKE/no-kubelet                    nothing makes a new sandbox
+#   $FAKE/no-kubelet                    nothing makes a new sandbox; $FAKE/kubelet-after-stopp: it does not wait for rmp
 set -u
 while [ $# -gt 0 ]; do
     case $1 in
@@ -21,21 +21,27 @@ recorded() { # name id: prints what was recorded, about this id, and exits as it
     stream "$1" stderr | sed "s/[0-9a-f]\{64\}/$2/g; s/0123456789abcdef/$2/g" >&2
     exit "$(sed -n 's/^exit: //p' "$FIXTURES/$1.txt")"
 }
-item() { # id state: one pod as recorded
+item() { # id state created: one pod as recorded
     stream pods-ready stdout | sed -n '/^    {/,/^    }/p' |
-        sed "s/\"id\":.*/\"id\": \"$1\",/; s/\"createdAt\":.*/\"createdAt\": \"$(cat "$FAKE/$3/$1")\",/; s/SANDBOX_READY/$2/"
+        sed "s/\"id\":.*/\"id\": \"$1\",/; s/\"createdAt\":.*/\"createdAt\": \"$3\",/; s/SANDBOX_READY/$2/"
+}
+kubelet() { # makes another sandbox
+    new=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
+    date +%s%N >"$FAKE/new.$new"
+    mv "$FAKE/new.$new" "$FAKE/ready/$new"
 }
 list() {
     printf '{ "items": ['
     separator=
     for id in $(ls "$FAKE/ready"); do
+        created=$(cat "$FAKE/ready/$id") || continue # another crictl has just stopped it
         printf '%s' "$separator"
-        item "$id" SANDBOX_READY ready
+        item "$id" SANDBOX_READY "$created"
         separator=,
     done
     [ -e "$FAKE/list-all" ] && for id in $(ls "$FAKE/notready"); do
         printf '%s' "$separator"
-        item "$id" SANDBOX_NOTREADY notready
+        item "$id" SANDBOX_NOTREADY "$(cat "$FAKE/notready/$id")"
         separator=,
     done
     [ -e "$FAKE/resembles" ] && printf '%s' "$separator" && cat "$FAKE/resembles"
@@ -47,7 +53,11 @@ case $(cat "$FAKE/mode" 2>/dev/null):$1 in
     fail-list:pods) recorded hung-runtime x ;;
     fail-stopp:stopp) recorded hung-runtime x ;;
     fail-rmp:rmp) recorded hung-runtime x ;;
-    hang:*) sleep 600 & sleep 600 ;;
+    hang:*)
+        sleep 600 &
+        echo "$$ $!" >>"$FAKE/pids"
+        sleep 600
+        ;;
     hang-stopp:stopp) sleep 600 ;;
     garbage:*) printf 'not \033[2J json\n'; exit 0 ;;
     other-json:*) echo '{"items": [{"id": 5}]}'; exit 0 ;;
@@ -66,6 +76,7 @@ case $1 in
         [ $# = 2 ] || recorded stopp-without-id x
         if [ -e "$FAKE/ready/$2" ]; then
             mv "$FAKE/ready/$2" "$FAKE/notready/$2"
+            [ -e "$FAKE/kubelet-after-stopp" ] && kubelet
             recorded stopp "$2"
         elif [ -e "$FAKE/notready/$2" ]; then
             recorded stopp-again "$2"
@@ -75,11 +86,7 @@ case $1 in
     rmp)
         [ -e "$FAKE/ready/$2" ] && recorded rmp-while-ready "$2"
         [ -e "$FAKE/notready/$2" ] || recorded rmp-unknown "$2"
-        new=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
-        if [ ! -e "$FAKE/no-kubelet" ]; then
-            date +%s%N >"$FAKE/new.$new"
-            mv "$FAKE/new.$new" "$FAKE/ready/$new"
-        fi
+        [ -e "$FAKE/no-kubelet" ] || kubelet
         rm -f "$FAKE/notready/$2"
         recorded rmp "$2"
         ;;

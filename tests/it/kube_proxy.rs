@@ -4,13 +4,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::kit::{Ran, Worker};
+use crate::kit::{Ran, Worker, until};
 
 /// A healthy node on which kube-proxy runs and its uplinks are remembered.
 struct Kube {
@@ -62,6 +62,12 @@ impl Kube {
         fs::remove_file(self.fake.join(file)).unwrap();
     }
 
+    /// A sandbox that is ready, and was made just now.
+    fn start(&self, id: &str) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        self.set(&format!("ready/{id}"), &now.as_nanos().to_string());
+    }
+
     /// What crictl was called for, and forgets it.
     fn log(&self) -> String {
         let log = fs::read_to_string(self.fake.join("log")).unwrap_or_default();
@@ -81,7 +87,7 @@ impl Kube {
 
     fn memory(&self) -> Value {
         let text = fs::read(self.node.directory.path().join("state/state.json")).unwrap();
-        serde_json::from_slice::<Value>(&text).unwrap()["memory"].clone()
+        serde_json::from_slice::<Value>(&text).unwrap()["memory"]["kube_proxy"].clone()
     }
 
     fn json(&self, code: i32) -> Value {
@@ -97,15 +103,6 @@ impl Kube {
 
 fn both(id: &str) -> Vec<String> {
     vec![format!("stopp {id}"), format!("rmp {id}")]
-}
-
-/// Waits until something is so.
-fn until(what: &str, so: impl Fn() -> bool) {
-    let begin = Instant::now();
-    while !so() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]
@@ -250,10 +247,17 @@ fn where_there_is_nothing_to_restart_nothing_is_done() {
                 kube.set("list-all", "");
             }
             "only a name that resembles it" => kube.set("resembles", resembles),
-            "one that has started since" => kube.set(&format!("ready/{OLD}"), "9000000000000000000"),
             _ => {}
         }
         kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
+        if case == "one that has started since" {
+            // The change is seen, and then somebody else restarts it.
+            kube.set("mode", "fail");
+            kube.node.fix(&[]).expect(1);
+            kube.unset("mode");
+            kube.log();
+            kube.start(OLD);
+        }
         assert_eq!(kube.node.fix(&[]).expect(0).out, "", "{case}");
         assert_eq!(kube.deeds(), Vec::<String>::new(), "{case}");
         assert_eq!(kube.node.fix(&[]).expect(0).out, "", "{case}");
@@ -305,6 +309,14 @@ fn every_way_in_which_crictl_can_disappoint_is_told_and_not_forgotten() {
         assert!(because.contains(said), "{mode}: {because}");
         assert!(!because.contains('\u{1b}') && because.contains("crictl"), "{mode}: {because}");
         kube.node.fix(&["--dry-run"]).expect(1);
+        if mode == "hang" {
+            let pids = fs::read_to_string(kube.fake.join("pids")).unwrap();
+            assert!(pids.lines().count() >= 2, "{pids}");
+            // One that nobody has waited for yet is dead all the same.
+            let lives =
+                |pid: &str| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+            until("what crictl started has ended", || !pids.split_whitespace().any(lives));
+        }
         assert!(kube.deeds().iter().all(|deed| !deed.starts_with("stopp")), "{mode}");
         assert!(kube.memory()["pending"].is_object(), "{mode}: the change is forgotten");
         kube.unset("mode");
@@ -379,11 +391,51 @@ fn without_kubelet_it_fails_with_a_hint_and_goes_on_waiting() {
     kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
     let json = kube.json(1);
     assert!(json["changes"][0]["error"].as_str().unwrap().contains("systemctl status kubelet"), "{json}");
-    kube.set(&format!("ready/{}", "cd".repeat(32)), "9000000000000000000");
+    kube.start(&"cd".repeat(32));
     kube.log();
     kube.node.fix(&[]).expect(0);
     assert!(!kube.deeds().contains(&format!("stopp {}", "cd".repeat(32))), "the new one is not touched");
     assert_eq!(kube.memory()["restart"], Value::Null);
+}
+
+#[test]
+fn a_crictl_that_fails_is_told_even_if_others_were_mended() {
+    let kube = Kube::new("");
+    kube.set("mode", "fail");
+    kube.node.uplink(2);
+    let json = kube.json(1);
+    assert_eq!(json["changes"][0]["status"], "applied", "rp_filter of the new uplink: {json}");
+    assert!(json["blocked"][0]["because"].as_str().unwrap().contains("connect: no such file"), "{json}");
+}
+
+#[test]
+fn what_cannot_be_removed_is_done_with_when_another_runs() {
+    let kube = Kube::new("");
+    kube.set("mode", "fail-rmp");
+    kube.set("kubelet-after-stopp", "");
+    kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
+    let json = kube.json(0);
+    assert!(json["changes"][0]["reason"].as_str().unwrap().contains("the old one was not removed"), "{json}");
+    kube.log();
+    kube.node.net.ip("addr add 10.0.1.78/24 dev eth1");
+    kube.json(0);
+    assert!(!kube.deeds().iter().any(|deed| deed.contains(OLD)), "the next change is for the next sandbox");
+}
+
+#[test]
+fn a_resumed_restart_counts_for_the_distance_to_the_next() {
+    let kube = Kube::new("min_interval: 6s");
+    kube.set("mode", "fail-stopp");
+    kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
+    kube.node.fix(&[]).expect(1);
+    kube.unset("mode");
+    std::thread::sleep(Duration::from_secs(6));
+    kube.node.fix(&[]).expect(0);
+    kube.log();
+    kube.node.net.ip("addr add 10.0.1.78/24 dev eth1");
+    let json = kube.json(0);
+    assert_eq!(json["changes"][0]["status"], "skipped", "{json}");
+    assert_eq!(kube.deeds(), Vec::<String>::new());
 }
 
 #[test]
@@ -486,7 +538,7 @@ fn told_to_stop_it_stops_soon_and_the_next_run_goes_on() {
             let _ = fs::remove_file(kube.fake.join(file));
         }
         if in_the_middle == "wait" {
-            kube.set(&format!("ready/{}", "cd".repeat(32)), "9000000000000000000");
+            kube.start(&"cd".repeat(32));
         }
         kube.configure("");
         kube.node.fix(&[]).expect(0);
@@ -513,8 +565,14 @@ fn a_second_run_during_a_restart_leaves_at_once() {
 #[test]
 fn killed_at_any_moment_it_restarts_once_and_forgets_nothing() {
     let kube = Kube::new("");
+    // How long a restart takes here, so that the moments are spread over all of it.
+    let begin = Instant::now();
+    kube.node.net.ip("addr add 10.0.1.76/24 dev eth1");
+    kube.node.fix(&[]).expect(0);
+    let whole = begin.elapsed().as_micros() as u64;
+    assert_eq!(kube.deeds().len(), 2);
     let mut random = 0x2545_F491_4F6C_DD1D_u64;
-    let mut interrupted = 0;
+    let (mut untouched, mut stopped, mut removed) = (0, 0, 0);
     for round in 0..200 {
         random ^= random << 13;
         random ^= random >> 7;
@@ -524,9 +582,16 @@ fn killed_at_any_moment_it_restarts_once_and_forgets_nothing() {
         let verb = if round % 2 == 0 { "add" } else { "del" };
         kube.node.net.ip(&format!("addr {verb} 10.0.1.77/24 dev eth1"));
         let mut child = kube.spawn();
-        std::thread::sleep(Duration::from_micros(random % 60_000));
+        std::thread::sleep(Duration::from_micros(random % whole));
         let _ = child.kill();
-        interrupted += usize::from(child.wait().unwrap().code().is_none());
+        if child.wait().unwrap().code().is_none() {
+            let log = fs::read_to_string(kube.fake.join("log")).unwrap_or_default();
+            match (log.contains("stopp"), log.contains("rmp")) {
+                (_, true) => removed += 1,
+                (true, _) => stopped += 1,
+                _ => untouched += 1,
+            }
+        }
         // What crictl was doing goes on without it; the next run comes when it comes.
         kube.node.fix(&[]).expect(0);
         let deeds = kube.deeds();
@@ -536,5 +601,6 @@ fn killed_at_any_moment_it_restarts_once_and_forgets_nothing() {
         assert_ne!(kube.ready(), before, "round {round}: not restarted");
         assert_eq!(kube.memory()["restart"], Value::Null, "round {round}");
     }
-    assert!(interrupted >= 100, "only {interrupted} of 200 were killed in the middle");
+    // Each part of a restart was hit.
+    assert!(untouched >= 5 && stopped >= 5 && removed >= 5, "killed {untouched}, {stopped} and {removed} times");
 }

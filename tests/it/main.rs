@@ -5,6 +5,7 @@
 
 mod cli;
 mod config;
+mod containerd;
 mod declared;
 mod default_routes;
 mod dry_run;
