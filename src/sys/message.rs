@@ -8,13 +8,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cidr::{IpCidr, IpInet};
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_core::{DefaultNla, Emitable, NlasIterator, Parseable};
+use rtnetlink::packet_core::{DefaultNla, Emitable, Parseable};
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
-use super::netlink::{NetlinkError, attributes, undecodable};
+use super::netlink::{Attributes, NetlinkError, attributes, undecodable};
 use crate::net::{Dev, Family, IfName, Route, Rule, Scope, Selector};
 use crate::observed::{Address, Hop, Link, RouteSet, SeenRoute, SeenRule, Target};
 
@@ -265,9 +265,8 @@ pub fn seen_rule(payload: &[u8]) -> Result<Option<SeenRule>, NetlinkError> {
     let (mut priority, mut table, mut protocol) = (0, u32::from(table), 0);
     let (mut mark, mut mask) = (0, 0);
     for attribute in attributes(payload, header.len())? {
-        let attribute = attribute?;
-        let value = attribute.value();
-        match attribute.kind() {
+        let (kind, value) = attribute?;
+        match kind {
             1 => selector.to = Some(prefix(value, to_length)?),
             2 => selector.from = Some(prefix(value, from_length)?),
             3 => selector.iif = Some(name(value)?),
@@ -298,14 +297,13 @@ pub fn seen_link(payload: &[u8]) -> Result<Link, NetlinkError> {
     const IFLA_INFO_SLAVE_KIND: u16 = 4;
     let (mut dev_name, mut vrf_slave, mut hardware) = (None, false, Vec::new());
     for attribute in attributes(payload, 16)? {
-        let attribute = attribute?;
-        match attribute.kind() {
-            IFLA_ADDRESS => hardware = attribute.value().to_vec(),
-            IFLA_IFNAME => dev_name = Some(name(attribute.value())?),
+        let (kind, value) = attribute?;
+        match kind {
+            IFLA_ADDRESS => hardware = value.to_vec(),
+            IFLA_IFNAME => dev_name = Some(name(value)?),
             IFLA_LINKINFO => {
-                vrf_slave = NlasIterator::new(attribute.value())
-                    .flatten()
-                    .any(|info| info.kind() == IFLA_INFO_SLAVE_KIND && info.value().starts_with(b"vrf"));
+                let mut info = Attributes::nested(value).flatten();
+                vrf_slave = info.any(|(kind, value)| kind == IFLA_INFO_SLAVE_KIND && value.starts_with(b"vrf"));
             }
             _ => {}
         }
@@ -332,11 +330,11 @@ pub fn seen_address(payload: &[u8]) -> Result<Option<Address>, NetlinkError> {
     }
     let (mut address, mut local) = (None, None);
     for attribute in attributes(payload, header.len())? {
-        let attribute = attribute?;
-        match attribute.kind() {
-            IFA_ADDRESS => address = Some(ip_of(attribute.value())?),
-            IFA_LOCAL => local = Some(ip_of(attribute.value())?),
-            IFA_FLAGS => flags = number(attribute.value())?,
+        let (kind, value) = attribute?;
+        match kind {
+            IFA_ADDRESS => address = Some(ip_of(value)?),
+            IFA_LOCAL => local = Some(ip_of(value)?),
+            IFA_FLAGS => flags = number(value)?,
             _ => {}
         }
     }
@@ -355,16 +353,19 @@ pub fn seen_address(payload: &[u8]) -> Result<Option<Address>, NetlinkError> {
 pub fn seen_netconf(payload: &[u8]) -> Result<Option<(i32, i32)>, NetlinkError> {
     const NETCONFA_IFINDEX: u16 = 1;
     const NETCONFA_RP_FILTER: u16 = 3;
-    let (mut index, mut value) = (None, None);
+    let (mut index, mut rp_filter) = (None, None);
     for attribute in attributes(payload, 4)? {
-        let attribute = attribute?;
-        match attribute.kind() {
-            NETCONFA_IFINDEX => index = Some(number(attribute.value())?.cast_signed()),
-            NETCONFA_RP_FILTER => value = Some(number(attribute.value())?.cast_signed()),
+        let (kind, value) = attribute?;
+        match kind {
+            NETCONFA_IFINDEX => index = Some(number(value)?.cast_signed()),
+            NETCONFA_RP_FILTER => {
+                rp_filter = Some(number(value)?.cast_signed());
+                break; // it comes behind the index, and much comes behind it
+            }
             _ => {}
         }
     }
-    Ok(index.zip(value).filter(|_| payload.first() == Some(&AF_INET)))
+    Ok(index.zip(rp_filter).filter(|_| payload.first() == Some(&AF_INET)))
 }
 
 fn address_family(family: Family) -> u8 {

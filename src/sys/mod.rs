@@ -8,11 +8,10 @@ mod state;
 mod stop;
 mod sysctl;
 
-use std::ffi::OsString;
 use std::fmt::Display;
-use std::fs;
+use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -27,6 +26,7 @@ pub use lock::{Held, Lock};
 use message::{RTM_DELROUTE, RTM_DELRULE, RTM_GETADDR, RTM_GETLINK, RTM_GETNETCONF, RTM_GETROUTE, RTM_GETRULE};
 use message::{RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE};
 use netlink::{Netlink, NetlinkError};
+use rustix::fs::RawDir;
 use stop::Stop;
 
 use crate::change::{Change, RestartPod};
@@ -216,33 +216,31 @@ impl Node {
     /// The links whose names match, by name. The names come from one listing; only those that match are asked for.
     fn uplinks(&mut self, names: &Pattern) -> anyhow::Result<Vec<Uplink>> {
         let mut uplinks = Vec::new();
-        for file in self.link_names()?.iter().filter(|file| names.is_match(file.as_bytes())) {
+        for name in self.link_names(names)? {
             // `all` and `default` are no links, and a link may have gone since.
-            if let Some(name) = IfName::new(file.as_bytes())
-                && let Some(link) = self.link(0, Some(&name))?
-            {
-                match self.uplink(&file.to_string_lossy(), &link) {
-                    Err(NetlinkError::Refused { errno: Errno::ENODEV, .. }) => {}
-                    other => uplinks.push(other?),
-                }
+            let Some(link) = self.link(0, Some(&name))? else { continue };
+            match self.uplink(&String::from_utf8_lossy(name.as_bytes()), &link) {
+                Err(NetlinkError::Refused { errno: Errno::ENODEV, .. }) => {}
+                other => uplinks.push(other?),
             }
         }
         uplinks.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(uplinks)
     }
 
-    /// The names of all interfaces of this network namespace. (/sys/class/net has those of the namespace that /sys
-    /// was mounted in, and a dump of links costs twenty times as much.)
-    fn link_names(&self) -> anyhow::Result<Vec<OsString>> {
+    /// The interfaces of this network namespace whose names match. (/sys/class/net has those of the namespace that
+    /// /sys was mounted in, and a dump of links costs twenty times as much.)
+    fn link_names(&self, names: &Pattern) -> anyhow::Result<Vec<IfName>> {
         // A quarter of the price, but only of interfaces that have IPv6: it counts when it has them all.
         if let Some(links) = self.links
-            && let Ok(names) = listed("/proc/thread-self/net/dev_snmp6")
-            && names.len() == links
+            && let Ok((all, matching)) = matching("/proc/thread-self/net/dev_snmp6", names)
+            && all == links
         {
-            return Ok(names);
+            return Ok(matching);
         }
-        let names = "/proc/sys/net/ipv4/conf";
-        listed(names).with_context(|| format!("cannot list {names}"))
+        let directory = "/proc/sys/net/ipv4/conf";
+        let (_, matching) = matching(directory, names).with_context(|| format!("cannot list {directory}"))?;
+        Ok(matching)
     }
 
     fn uplink(&mut self, name: &str, link: &Link) -> Result<Uplink, NetlinkError> {
@@ -376,8 +374,24 @@ fn failed<T>(what: &str, result: Result<T, impl Display>) -> Look<T> {
     result.map_err(|error| Arc::from(format!("cannot look at {what}: {error}")))
 }
 
-fn listed(directory: &str) -> io::Result<Vec<OsString>> {
-    fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
+/// How many names there are in a directory, and those that match. Takes no memory for the others.
+fn matching(directory: &str, names: &Pattern) -> io::Result<(usize, Vec<IfName>)> {
+    let directory = File::open(directory)?;
+    let mut buffer = vec![MaybeUninit::uninit(); 32 * 1024];
+    let mut entries = RawDir::new(directory, &mut buffer);
+    let (mut all, mut matching) = (0, Vec::new());
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if matches!(name, b"." | b"..") {
+            continue;
+        }
+        all += 1;
+        if names.is_match(name) {
+            matching.extend(IfName::new(name));
+        }
+    }
+    Ok((all, matching))
 }
 
 fn describe(set: &RouteSet) -> String {

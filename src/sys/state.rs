@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
@@ -82,6 +82,8 @@ pub fn remember(directory: &Path, memory: &Memory) -> io::Result<()> {
     let opened =
         OpenOptions::new().write(true).create(true).truncate(true).custom_flags(O_NOFOLLOW).mode(0o644).open(&new);
     let mut written = opened?;
+    // Whatever the umask: a dry run of anybody may know what was remembered.
+    written.set_permissions(fs::Permissions::from_mode(0o644))?;
     written.write_all(&text)?;
     written.sync_all()?;
     fs::rename(&new, file(directory))?;
