@@ -230,6 +230,16 @@ impl Route {
         }
     }
 
+    /// The `ip route` command that does `verb` to whatever has its table, destination and metric.
+    pub fn command_for_its_place(&self, verb: &str) -> String {
+        let (ip, to, table) = (self.family().ip_command(), self.destination(), table_name(self.table));
+        format!("{ip} route {verb} {to} table {table} metric {}", self.stored_metric())
+    }
+
+    fn destination(&self) -> Cow<'static, str> {
+        if self.to.network_length() == 0 { "default".into() } else { self.to.to_string().into() }
+    }
+
     /// The `ip route` command that does `verb` to it.
     pub fn command(&self, verb: &str) -> String {
         format!("{} route {verb} {self}", self.family().ip_command())
@@ -238,11 +248,7 @@ impl Route {
 
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.to.network_length() == 0 {
-            f.write_str("default")?
-        } else {
-            write!(f, "{}", self.to)?
-        }
+        f.write_str(&self.destination())?;
         if let Some(via) = self.via {
             write!(f, " via {via}")?;
         }

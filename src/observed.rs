@@ -249,6 +249,21 @@ impl SeenRoute {
         self.tos == 0 && !self.source_specific
     }
 
+    /// As the kernel will show this route once it is there, leaving by the interface with this index.
+    pub fn of(route: &Route, oif: Option<u32>) -> SeenRoute {
+        SeenRoute {
+            table: route.table,
+            to: route.to,
+            target: Target::Hop(Hop { via: route.via, oif }),
+            scope: Some(route.scope),
+            metric: route.stored_metric(),
+            tos: 0,
+            source_specific: false,
+            onlink: route.onlink,
+            protocol: route.protocol,
+        }
+    }
+
     /// As a route that can be deleted or shown; `None` where it is of another kind.
     pub fn to_route(&self, dev: Option<Dev>) -> Option<Route> {
         matches!(self.target, Target::Hop(_)).then(|| Route {

@@ -35,18 +35,23 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
                     let missing = (!has_host_route).then_some(host);
                     let step = |route| Step { change: Change::AddRoute(route), reason: reason.clone() };
                     plan.steps.extend(missing.into_iter().chain([default]).map(step));
-                    served.extend(node.served_everywhere(table));
+                    let sent_here = node.sends_everywhere().filter(|(_, sent)| *sent == table);
+                    served.extend(sent_here.map(|(source, _)| source));
                 }
-                Way::Blocked(because) => unserved.push((table, sources, because)),
+                Way::Blocked(_) => unserved.push((table, sources)),
                 Way::OfVrf => {}
             }
         }
         // A source that gets a way out by another of its tables is broken no longer.
-        unserved.retain(|(_, sources, _)| !sources.is_subset(&served));
-        plan.blocked.extend(unserved.into_iter().map(|(table, sources, because)| {
-            let want = format!("a default route ({family}): {}", node.complaint(table, &sources));
-            Blocked::new(want, because)
-        }));
+        for (table, mut sources) in unserved {
+            sources.retain(|source| !served.contains(source));
+            if !sources.is_empty()
+                && let Way::Blocked(because) = node.way_out(table, &sources)?
+            {
+                let want = format!("a default route ({family}): {}", node.complaint(table, &sources));
+                plan.blocked.push(Blocked::new(want, because));
+            }
+        }
     }
     Ok(plan)
 }
@@ -87,9 +92,7 @@ impl Policy<'_> {
             return Ok(users);
         }
         let suspects: BTreeSet<IpAddr> = users.values().flatten().copied().collect();
-        let everywhere = |rule: &&&Rule| rule.selector.to.is_none();
-        let named = self.rules.iter().filter(everywhere).filter_map(|rule| sends(rule));
-        let named: Vec<_> = named.filter(|(source, _)| suspects.contains(source)).collect();
+        let named: Vec<_> = self.sends_everywhere().filter(|(source, _)| suspects.contains(source)).collect();
         let lacking = self.without_default(named.iter().map(|(_, table)| *table).collect())?;
         let served: BTreeSet<IpAddr> =
             named.iter().filter(|(_, table)| !lacking.contains(table)).map(|(source, _)| *source).collect();
@@ -98,10 +101,9 @@ impl Policy<'_> {
         Ok(users)
     }
 
-    /// Sources whose packets to anywhere are sent to the table.
-    fn served_everywhere(&self, table: u32) -> impl Iterator<Item = IpAddr> {
-        let everywhere = self.rules.iter().filter(|rule| rule.selector.to.is_none());
-        everywhere.filter_map(|rule| sends(rule)).filter(move |(_, sent)| *sent == table).map(|(source, _)| source)
+    /// Sources and the tables that their packets to anywhere are sent to.
+    fn sends_everywhere(&self) -> impl Iterator<Item = (IpAddr, u32)> {
+        self.rules.iter().filter(|rule| rule.selector.to.is_none()).filter_map(|rule| sends(rule))
     }
 
     fn is_ours_to_mend(&self, table: u32) -> bool {

@@ -4,8 +4,8 @@
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::{self, Desired};
 use crate::memory::Note;
-use crate::net::{Dev, Family, PROTO_DECLARED, PROTO_MENDED, Route, family_of, table_name};
-use crate::observed::{Gap, Hop, Observed, RouteSet, SeenRoute, Target};
+use crate::net::{Dev, Family, PROTO_DECLARED, PROTO_MENDED, Route, family_of};
+use crate::observed::{Gap, Observed, RouteSet, SeenRoute, Target};
 
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let mut plan = Plan::default();
@@ -82,18 +82,7 @@ pub fn afterwards(desired: &Desired, observed: &Observed, set: RouteSet) -> Resu
                 None => continue, // it has to wait for its interface
             },
         };
-        let target = Target::Hop(Hop { via: wanted.via, oif });
-        routes.push(SeenRoute {
-            table: wanted.table,
-            to: wanted.to,
-            target,
-            scope: Some(wanted.scope),
-            metric: wanted.stored_metric(),
-            tos: 0,
-            source_specific: false,
-            onlink: wanted.onlink,
-            protocol: wanted.protocol,
-        });
+        routes.push(SeenRoute::of(&wanted, oif));
     }
     Ok(routes)
 }
@@ -118,17 +107,8 @@ fn wish_for(wanted: Route, live: &[SeenRoute], plan: &mut Plan) {
             };
             let because = format!(
                 "{owner} is in the place (same table, destination and metric), and is never replaced; delete it \
-                 ({} table {} metric {}), or declare another metric",
-                wanted
-                    .command("del")
-                    .split(" table ")
-                    .next()
-                    .unwrap_or_default()
-                    .split(" via ")
-                    .next()
-                    .unwrap_or_default(),
-                table_name(rival.table),
-                rival.metric,
+                 ({}), or declare another metric",
+                wanted.command_for_its_place("del"),
             );
             plan.blocked.push(Blocked::new(wanted.command("add"), because));
         }
@@ -158,7 +138,7 @@ fn is_declared(desired: &Desired, live: &SeenRoute) -> bool {
 mod tests {
     use super::*;
     use crate::memory::Recall;
-    use crate::observed::Want;
+    use crate::observed::{Hop, Want};
     use crate::reconcile::testing::{Model, desired, link, observed, route};
 
     /// The commands and the number of blocked wishes for a node with eth1 (index 3) and these routes in table 7.

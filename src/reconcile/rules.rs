@@ -8,19 +8,20 @@ use crate::observed::{Gap, Observed, SeenRule};
 
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let live = observed.rules()?;
-    let wanted: Vec<Rule> = desired.rules.iter().map(desired::Rule::to_rule).collect();
-    let missing = wanted.into_iter().filter(|rule| !live.iter().filter_map(SeenRule::lookup).any(|it| it.equals(rule)));
-    let add = |rule| Step { change: Change::AddRule(rule), reason: "declared, and not there".into() };
+    let declared = declared(desired);
+    let live = || live.iter().filter_map(SeenRule::lookup);
+    let missing = declared.iter().filter(|rule| !live().any(|it| it.equals(rule)));
+    let add = |rule: &Rule| Step { change: Change::AddRule(rule.clone()), reason: "declared, and not there".into() };
     let delete = |rule: &Rule| Step {
         change: Change::DeleteRule(rule.clone()),
         reason: "node-fixer added it, and it is no longer declared".into(),
     };
     let mut steps: Vec<Step> = missing.map(add).collect();
-    for rule in undeclared(desired, live) {
+    for rule in live().filter(|rule| goes(rule, &declared)) {
         // The kernel deletes the first rule that has all that is asked for, whatever else it has (rule_find in
         // net/core/fib_rules.c). One of ours that stays and would be taken for this one steps aside.
-        let earlier = live.iter().filter_map(SeenRule::lookup).take_while(|other| *other != rule);
-        let staying = earlier.filter(|other| is_taken_for(other, rule) && !is_undeclared(desired, other));
+        let earlier = live().take_while(|other| *other != rule);
+        let staying = earlier.filter(|other| is_taken_for(other, rule) && !goes(other, &declared));
         let aside: Vec<&Rule> = staying.collect();
         let reason = || "it would be deleted in the place of the next".to_owned();
         steps.extend(aside.iter().map(|other| Step { change: Change::DeleteRule((*other).clone()), reason: reason() }));
@@ -52,16 +53,12 @@ pub fn declared(desired: &Desired) -> Vec<Rule> {
 
 /// The rules as they will be when this section's plan is done: what the plans of other sections build on.
 pub fn afterwards<'a>(live: &'a [SeenRule], declared: &'a [Rule]) -> impl Iterator<Item = &'a Rule> {
-    let goes = |rule: &Rule| rule.protocol == PROTO_DECLARED && !declared.iter().any(|wanted| wanted.equals(rule));
-    live.iter().filter_map(SeenRule::lookup).filter(move |rule| !goes(rule)).chain(declared)
+    live.iter().filter_map(SeenRule::lookup).filter(|rule| !goes(rule, declared)).chain(declared)
 }
 
-fn undeclared<'a>(desired: &'a Desired, live: &'a [SeenRule]) -> impl Iterator<Item = &'a Rule> {
-    live.iter().filter_map(SeenRule::lookup).filter(|rule| is_undeclared(desired, rule))
-}
-
-fn is_undeclared(desired: &Desired, rule: &Rule) -> bool {
-    rule.protocol == PROTO_DECLARED && !desired.rules.iter().any(|wanted| wanted.to_rule().equals(rule))
+/// Whether a live rule carries our mark and is no longer declared.
+fn goes(rule: &Rule, declared: &[Rule]) -> bool {
+    rule.protocol == PROTO_DECLARED && !declared.iter().any(|wanted| wanted.equals(rule))
 }
 
 #[cfg(test)]

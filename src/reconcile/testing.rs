@@ -243,15 +243,5 @@ impl Model {
 }
 
 fn as_seen(route: &Route) -> SeenRoute {
-    SeenRoute {
-        table: route.table,
-        to: route.to,
-        target: Target::Hop(Hop { via: route.via, oif: route.dev.as_ref().map(|dev| dev.index) }),
-        scope: Some(route.scope),
-        metric: route.stored_metric(),
-        tos: 0,
-        source_specific: false,
-        onlink: route.onlink,
-        protocol: route.protocol,
-    }
+    SeenRoute::of(route, route.dev.as_ref().map(|dev| dev.index))
 }
