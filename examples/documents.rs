@@ -79,7 +79,7 @@ fn program() -> anyhow::Result<Vec<u8>> {
         ),
         ("/etc/node-fixer/config.d/*.yaml", "Merged over it in the order of their names."),
         ("/run/node-fixer", "The lock, and what is remembered until the next boot."),
-        ("/var/lib/node-fixer", "What is remembered beyond it."),
+        ("/var/lib/node-fixer", "What is remembered beyond it; counters, where metrics are on."),
     ] {
         item(&mut text, &[italic(file)]);
         text.text([roman(what)]);

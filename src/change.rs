@@ -3,21 +3,31 @@
 use std::fmt;
 use std::time::Duration;
 
+use cidr::IpInet;
+
 use crate::memory::{Knowledge, Note};
-use crate::net::{Route, Rule, SysctlKey};
+use crate::nat::{self, Masquerade};
+use crate::net::{Bridge, IfName, Route, Rule, SysctlKey, shell_word};
+use crate::netns::{NetnsId, NetnsName, Veth};
 use crate::pod::{PodId, PodQuery};
+use crate::sysctl_d;
 
 /// What one reconciler wants done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// In the order in which they must be made.
     pub steps: Vec<Step>,
+    /// What goes because it is no longer declared. Made after the steps of all sections, the last section first: what
+    /// was built up in order is taken down in reverse.
+    pub removals: Vec<Step>,
+    /// What is never done, because the configuration says of this very thing that it is only observed.
+    pub observed: Vec<Step>,
     /// What is to be done, but not now.
     pub held: Vec<Step>,
     /// What should be done and cannot safely be.
     pub blocked: Vec<Blocked>,
     /// What the next run is to know. Written before any step is made; without it none is.
-    pub remember: Option<Note>,
+    pub remember: Vec<Note>,
 }
 
 /// A change and the reason for it.
@@ -58,21 +68,67 @@ impl Blocked {
 pub enum Change {
     /// Adds a route where none with its destination, metric and table is.
     AddRoute(Route),
-    /// Puts a route in the place of the one with its destination, metric and table.
-    ReplaceRoute(Route),
+    /// Puts a route in the place of one with the same destination, metric and table.
+    ReplaceRoute {
+        /// The one that is to be there.
+        new: Route,
+        /// The one that is there.
+        old: Route,
+    },
     /// Deletes exactly this route.
     DeleteRoute(Route),
     /// Adds a rule.
     AddRule(Rule),
     /// Deletes exactly this rule.
     DeleteRule(Rule),
+    /// Adds an address to the interface with this name.
+    AddAddress(IfName, IpInet),
+    /// Deletes exactly this address.
+    DeleteAddress(IfName, IpInet),
+    /// Makes a bridge, with our mark on it.
+    AddBridge(Bridge),
+    /// Gives a bridge other settings.
+    SetBridge {
+        /// As it is to be.
+        new: Bridge,
+        /// As it is.
+        old: Bridge,
+    },
+    /// Deletes this bridge.
+    DeleteBridge(Bridge),
+    /// Puts our nftables table in the place of the one that is there, in one go.
+    SetMasquerade {
+        /// What is in it.
+        rules: Vec<Masquerade>,
+        /// Whether there is none yet.
+        anew: bool,
+    },
+    /// Deletes our nftables table.
+    DeleteMasquerade,
     /// Writes a sysctl.
     SetSysctl {
         /// Which.
         key: SysctlKey,
         /// What to write.
         value: String,
+        /// What is there.
+        before: String,
+        /// What is written right after it: keys of others that the kernel changes along with this one.
+        then: Vec<(SysctlKey, String)>,
+        /// The same for when it is taken back.
+        back: Vec<(SysctlKey, String)>,
     },
+    /// Writes our file in /etc/sysctl.d, or removes it.
+    Persist {
+        /// What is to be in it; `None` removes it.
+        new: Option<String>,
+        /// What is in it; `None`: there is none.
+        old: Option<String>,
+    },
+    /// Takes its name from a network namespace, which goes with it: no process is in it.
+    DeleteNetns(NetnsName, NetnsId),
+    /// Deletes both ends of a veth, unless there is a namespace of this name (again).
+    DeleteVeth(Veth, Option<NetnsName>),
     /// Stops and removes a pod's sandbox, and waits until another one is ready.
     RestartPod(Box<RestartPod>),
 }
@@ -116,23 +172,80 @@ pub enum Action {
     Restart,
 }
 
+impl Action {
+    /// Its word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Action::Create => "create",
+            Action::Update => "update",
+            Action::Delete => "delete",
+            Action::Restart => "restart",
+        }
+    }
+}
+
 impl Change {
     /// What it does.
     pub fn action(&self) -> Action {
         match self {
-            Change::AddRoute(_) | Change::AddRule(_) => Action::Create,
-            Change::ReplaceRoute(_) | Change::SetSysctl { .. } => Action::Update,
-            Change::DeleteRoute(_) | Change::DeleteRule(_) => Action::Delete,
+            Change::AddRoute(_) | Change::AddRule(_) | Change::AddAddress(..) | Change::AddBridge(_) => Action::Create,
+            Change::SetMasquerade { anew: true, .. } => Action::Create,
+            Change::SetMasquerade { anew: false, .. } => Action::Update,
+            Change::DeleteMasquerade => Action::Delete,
+            Change::Persist { old: None, .. } => Action::Create,
+            Change::Persist { new: None, .. } => Action::Delete,
+            Change::Persist { .. } => Action::Update,
+            Change::ReplaceRoute { .. } | Change::SetBridge { .. } | Change::SetSysctl { .. } => Action::Update,
+            Change::DeleteRoute(_) | Change::DeleteRule(_) | Change::DeleteAddress(..) | Change::DeleteBridge(_) => {
+                Action::Delete
+            }
+            Change::DeleteNetns(..) | Change::DeleteVeth(..) => Action::Delete,
             Change::RestartPod(_) => Action::Restart,
         }
+    }
+
+    /// The change that takes this one back; `None` where nothing does.
+    pub fn undone(&self) -> Option<Change> {
+        Some(match self.clone() {
+            Change::AddRoute(route) => Change::DeleteRoute(route),
+            Change::ReplaceRoute { new, old } => Change::ReplaceRoute { new: old, old: new },
+            Change::DeleteRoute(route) => Change::AddRoute(route),
+            Change::AddRule(rule) => Change::DeleteRule(rule),
+            Change::DeleteRule(rule) => Change::AddRule(rule),
+            Change::AddAddress(dev, address) => Change::DeleteAddress(dev, address),
+            Change::DeleteAddress(dev, address) => Change::AddAddress(dev, address),
+            Change::AddBridge(bridge) => Change::DeleteBridge(bridge),
+            Change::SetBridge { new, old } => Change::SetBridge { new: old, old: new },
+            Change::DeleteBridge(bridge) => Change::AddBridge(bridge),
+            Change::SetSysctl { key, value, before, then, back } => {
+                Change::SetSysctl { key, value: before, before: value, then: back, back: then }
+            }
+            Change::SetMasquerade { anew: true, .. } => Change::DeleteMasquerade,
+            // What was in the table is not known in full.
+            Change::SetMasquerade { anew: false, .. } | Change::DeleteMasquerade => return None,
+            Change::Persist { new, old } => Change::Persist { new: old, old: new },
+            Change::DeleteNetns(..) | Change::DeleteVeth(..) | Change::RestartPod(_) => return None,
+        })
+    }
+
+    /// Whether nothing builds on it, so that the changes after it are made, and those before it stay, even if it fails.
+    /// A value that is in force now is no worse for a file that says it for the next boot.
+    pub fn stands_alone(&self) -> bool {
+        matches!(self, Change::DeleteNetns(..) | Change::DeleteVeth(..) | Change::Persist { .. })
     }
 
     /// The kind of thing that it changes.
     pub fn object(&self) -> &'static str {
         match self {
-            Change::AddRoute(_) | Change::ReplaceRoute(_) | Change::DeleteRoute(_) => "route",
+            Change::AddRoute(_) | Change::ReplaceRoute { .. } | Change::DeleteRoute(_) => "route",
             Change::AddRule(_) | Change::DeleteRule(_) => "rule",
+            Change::AddAddress(..) | Change::DeleteAddress(..) => "address",
+            Change::AddBridge(_) | Change::SetBridge { .. } | Change::DeleteBridge(_) => "bridge",
+            Change::SetMasquerade { .. } | Change::DeleteMasquerade => "masquerade",
             Change::SetSysctl { .. } => "sysctl",
+            Change::Persist { .. } => "file",
+            Change::DeleteNetns(..) => "namespace",
+            Change::DeleteVeth(..) => "link",
             Change::RestartPod(_) => "pod",
         }
     }
@@ -142,11 +255,29 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Change::AddRoute(route) => f.write_str(&route.command("add")),
-            Change::ReplaceRoute(route) => f.write_str(&route.command("replace")),
+            Change::ReplaceRoute { new, .. } => f.write_str(&new.command("replace")),
             Change::DeleteRoute(route) => f.write_str(&route.command("del")),
             Change::AddRule(rule) => f.write_str(&rule.command("add")),
             Change::DeleteRule(rule) => f.write_str(&rule.command("del")),
-            Change::SetSysctl { key, value } => f.write_str(&key.command(value)),
+            Change::AddAddress(dev, address) => write!(f, "ip addr add {address:#} dev {dev}"),
+            Change::DeleteAddress(dev, address) => write!(f, "ip addr del {address:#} dev {dev}"),
+            Change::AddBridge(bridge) => f.write_str(&bridge.add_command()),
+            Change::SetBridge { new, .. } => f.write_str(&new.set_command()),
+            Change::DeleteBridge(bridge) => write!(f, "ip link del dev {} type bridge", bridge.name),
+            Change::SetMasquerade { rules, .. } => f.write_str(&nat::command(&nat::replacement(rules))),
+            Change::DeleteMasquerade => write!(f, "{} delete table inet {}", nat::PROGRAM, nat::TABLE),
+            Change::SetSysctl { key, value, then, .. } => {
+                f.write_str(&key.command(value))?;
+                then.iter().try_for_each(|(key, value)| write!(f, " && {}", key.command(value)))
+            }
+            Change::Persist { new: None, .. } => write!(f, "rm {}", sysctl_d::OURS),
+            Change::Persist { new: Some(text), .. } => {
+                write!(f, "mkdir -p -m 755 {} && printf '%s\\n'", sysctl_d::OURS_IN)?;
+                text.lines().try_for_each(|line| write!(f, " {}", shell_word(line.as_bytes())))?;
+                write!(f, " > {0} && chmod 644 {0}", sysctl_d::OURS)
+            }
+            Change::DeleteNetns(name, _) => write!(f, "ip netns del {name}"),
+            Change::DeleteVeth(Veth { dev, .. }, _) => write!(f, "ip link del dev {} type veth", dev.name),
             Change::RestartPod(restart) => restart.fmt(f),
         }
     }

@@ -1,12 +1,16 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
-/// Where systemd makes the directory that the unit asks for.
+use crate::explain;
+
+/// Where systemd makes the directories that the unit asks for: one until the next boot, one for longer.
 const STATE_DIR: &str = "/run/node-fixer";
+const DURABLE_DIR: &str = "/var/lib/node-fixer";
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -17,6 +21,14 @@ Exit codes:
   75  another run holds the lock
   77  not permitted
   78  the configuration is wrong";
+
+const EXPLAIN_HELP: &str = "\
+Changes nothing and needs no privilege. Each answer is compared with the kernel's own.
+
+Exit codes:
+  0   the packet gets out, its reply is accepted, and the kernel says the same
+  1   it breaks, or the kernel says something else, or one could not look
+  64  usage";
 
 /// Keeps the network of a Linux worker node as it was declared: looks, mends what differs, looks again.
 #[derive(Debug, PartialEq, Parser)]
@@ -34,9 +46,10 @@ pub struct Cli {
     #[arg(long, requires = "dry_run")]
     pub detailed_exitcode: bool,
 
-    /// Where the lock and what is remembered between runs are kept
-    #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
-    pub state_dir: PathBuf,
+    /// Where the lock and all that is remembered between runs are kept [default: /run/node-fixer, and
+    /// /var/lib/node-fixer for what outlives a boot]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 
     /// What every command takes.
     #[command(flatten)]
@@ -59,20 +72,42 @@ impl Cli {
             let message = "--dry-run is for runs; this command changes nothing anyway";
             return Err(Cli::command().error(ErrorKind::ArgumentConflict, message));
         }
+        if let Some(Command::Explain { source, destination }) = cli.command {
+            let refuse = |why: String| Err(Cli::command().error(ErrorKind::ValueValidation, why));
+            if source.is_ipv4() != destination.is_ipv4() {
+                return refuse(format!("{source} and {destination} are not of one address family"));
+            }
+            if let Some(odd) = [source, destination].into_iter().find(|address| !explain::is_routable(*address)) {
+                return refuse(format!(
+                    "{odd} is not the address of one host that rules and routes decide about (multicast, broadcast, \
+                     link-local and unspecified ones are not)"
+                ));
+            }
+        }
+        if cli.common.output == Output::Npd && (!cli.dry_run || cli.detailed_exitcode) {
+            let message = "--output npd is for --dry-run, without --detailed-exitcode";
+            return Err(Cli::command().error(ErrorKind::ArgumentConflict, message));
+        }
         Ok(cli)
+    }
+}
+
+impl Cli {
+    /// Where the lock is, and what counts until the next boot.
+    pub fn state_dir(&self) -> &Path {
+        self.state_dir.as_deref().unwrap_or(Path::new(STATE_DIR))
+    }
+
+    /// Where that is which outlives a boot.
+    pub fn durable_dir(&self) -> &Path {
+        self.state_dir.as_deref().unwrap_or(Path::new(DURABLE_DIR))
     }
 }
 
 /// As without any argument.
 impl Default for Cli {
     fn default() -> Self {
-        Cli {
-            command: None,
-            dry_run: false,
-            detailed_exitcode: false,
-            state_dir: STATE_DIR.into(),
-            common: Common::default(),
-        }
+        Cli { command: None, dry_run: false, detailed_exitcode: false, state_dir: None, common: Common::default() }
     }
 }
 
@@ -97,12 +132,38 @@ pub struct Common {
 }
 
 /// What to do instead of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum Command {
     /// Print the merged configuration, and where each value came from
     CheckConfig,
     /// Print the JSON Schema of the configuration
     Schema,
+    /// Say which rule, table, route and uplink a packet takes, what rp_filter says to its reply, and where it breaks
+    #[command(after_help = EXPLAIN_HELP)]
+    Explain {
+        /// Address of a pod, or of this node
+        #[arg(value_name = "SRC")]
+        source: IpAddr,
+        /// Address that it talks to
+        #[arg(value_name = "DST")]
+        destination: IpAddr,
+    },
+    /// Show how this node is: the last run, what is to do, what is blocked, and what is undone again and again
+    Status,
+    /// Look for what breaks this node again and again: causes, evidence, cures. Exit 1 when there is one
+    Doctor(Doctor),
+}
+
+/// How to look for causes.
+#[derive(Debug, Clone, PartialEq, clap::Args)]
+pub struct Doctor {
+    /// Read files of configuration below this directory; the network is that of this machine in any case
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+
+    /// Write proposed files below this directory, for review; nothing is installed
+    #[arg(long, value_name = "DIR")]
+    pub write: Option<PathBuf>,
 }
 
 /// Form of the result.
@@ -113,6 +174,8 @@ pub enum Output {
     Text,
     /// For programs
     Json,
+    /// Of a dry run, for Kubernetes' node-problem-detector: one line, and exit code 0 fine, 1 to do or blocked, 2 unknown
+    Npd,
 }
 
 #[cfg(test)]

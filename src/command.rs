@@ -1,22 +1,33 @@
 //! The commands, and the exit code of each way in which they can end.
 
 use std::io::{self, IsTerminal, Write};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tracing::error;
 
-use crate::cli::{Cli, Command, Common, Output};
+use crate::cli::{Cli, Command, Common, Doctor, Output};
 use crate::desired::{self, ConfigError, Loaded, SCHEMA};
-use crate::sys::{self, Held, Lock, Node};
-use crate::{report, run};
+use crate::net::one_line;
+use crate::npd::{self, Verdict};
+use crate::run::{self, Outcome};
+use crate::sys::{self, FibReader, Held, Lock, Node, Root};
+use crate::{aftermath, doctor, explain, report, status};
 
 const EXIT_OK: u8 = 0;
 const EXIT_FAILED: u8 = 1;
 const EXIT_TO_DO: u8 = 2;
+/// What node-problem-detector takes for unknown.
+const EXIT_UNKNOWN: u8 = 2;
 /// `EX_USAGE` of sysexits.h.
 pub const EXIT_USAGE: u8 = 64;
 const EXIT_LOCKED: u8 = 75;
 const EXIT_NOT_PERMITTED: u8 = 77;
 const EXIT_CONFIG: u8 = 78;
+
+/// Time that one call of crictl gets for node-problem-detector: it ends after twice this, at the latest.
+const NPD_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// This process may not change the network.
 #[derive(Debug, thiserror::Error)]
@@ -32,9 +43,13 @@ struct NotPermitted;
 ///
 /// What kept it from doing so; [`exit_code_of`] knows the code.
 pub fn run(cli: &Cli) -> anyhow::Result<u8> {
-    match cli.command {
+    match &cli.command {
         Some(Command::CheckConfig) => check_config(&cli.common),
+        Some(Command::Explain { source, destination }) => explain(&cli.common, *source, *destination),
         Some(Command::Schema) => print(SCHEMA).map(|()| EXIT_OK),
+        Some(Command::Status) => status(cli),
+        Some(Command::Doctor(asked)) => doctor(cli, asked),
+        None if cli.common.output == Output::Npd => Ok(npd(cli)),
         None if cli.dry_run => dry_run(cli),
         None => real_run(cli),
     }
@@ -53,12 +68,24 @@ pub fn exit_code_of(error: &anyhow::Error) -> u8 {
     }
 }
 
+/// Logs an error of [`run`], as what it is.
+pub fn log(error: &anyhow::Error) {
+    let text = format!("{error:#}");
+    let text = one_line(&text);
+    match exit_code_of(error) {
+        EXIT_CONFIG => error!(target: "configuration", "{text}"),
+        EXIT_LOCKED => error!(target: "locked", "{text}"),
+        EXIT_NOT_PERMITTED => error!(target: "not_permitted", "{text}"),
+        _ => error!("{text}"),
+    }
+}
+
 fn dry_run(cli: &Cli) -> anyhow::Result<u8> {
     let desired = load(&cli.common)?.desired;
-    let outcome = run::run(&desired, &mut open(cli)?, true);
+    let outcome = run::run(&desired, &mut open(cli, false)?, true);
     print(&match cli.common.output {
-        Output::Text => report::script(&outcome),
         Output::Json => report::json(&outcome)?,
+        Output::Text | Output::Npd => report::script(&outcome),
     })?;
     Ok(match () {
         () if !outcome.could_look() => EXIT_FAILED,
@@ -67,16 +94,43 @@ fn dry_run(cli: &Cli) -> anyhow::Result<u8> {
     })
 }
 
+/// A dry run for node-problem-detector, which ends a plugin that takes its time, and takes a 1 for a problem.
+fn npd(cli: &Cli) -> u8 {
+    let look = || -> anyhow::Result<Outcome> {
+        let mut desired = load(&cli.common)?.desired;
+        desired.kube_proxy.timeout = desired.kube_proxy.timeout.min(NPD_TIMEOUT);
+        Ok(run::run(&desired, &mut open(cli, false)?, true))
+    };
+    let (verdict, line) = look().map_or_else(
+        |error| {
+            log(&error);
+            npd::unknown(&format!("{error:#}"))
+        },
+        |outcome| npd::judge(&outcome),
+    );
+    if let Err(error) = print(&line) {
+        log(&error);
+        return EXIT_UNKNOWN;
+    }
+    match verdict {
+        Verdict::Fine => EXIT_OK,
+        Verdict::Problem => EXIT_FAILED,
+        Verdict::Unknown => EXIT_UNKNOWN,
+    }
+}
+
 fn real_run(cli: &Cli) -> anyhow::Result<u8> {
     let desired = load(&cli.common)?.desired;
     if !sys::has_net_admin().context("cannot ask for the capabilities of this process")? {
         return Err(NotPermitted.into());
     }
-    let _lock = Lock::take(&cli.state_dir)?;
-    let outcome = run::run(&desired, &mut open(cli)?, false);
+    let _lock = Lock::take(cli.state_dir())?;
+    let (begun, mut node) = (Instant::now(), open(cli, true)?);
+    let outcome = run::run(&desired, &mut node, false);
+    aftermath::conclude(&desired, &mut node, &outcome, cli.durable_dir(), begun);
     print(&match cli.common.output {
-        Output::Text => report::text(&outcome, io::stdout().is_terminal()),
         Output::Json => report::json(&outcome)?,
+        Output::Text | Output::Npd => report::text(&outcome, io::stdout().is_terminal()),
     })?;
     Ok(match () {
         () if outcome.not_permitted => EXIT_NOT_PERMITTED,
@@ -85,21 +139,71 @@ fn real_run(cli: &Cli) -> anyhow::Result<u8> {
     })
 }
 
+fn status(cli: &Cli) -> anyhow::Result<u8> {
+    let desired = load(&cli.common)?.desired;
+    let status = status::look(&desired, &mut open(cli, false)?, cli.durable_dir())?;
+    print(&match cli.common.output {
+        Output::Text | Output::Npd => status.text(report::colour()),
+        Output::Json => status.json()?,
+    })?;
+    Ok(if status.could_look() { EXIT_OK } else { EXIT_FAILED })
+}
+
+fn doctor(cli: &Cli, asked: &Doctor) -> anyhow::Result<u8> {
+    let desired = load(&cli.common)?.desired;
+    let root = Root::open(&asked.root).with_context(|| {
+        format!("cannot open the root directory {} (--root)", one_line(&asked.root.to_string_lossy()))
+    })?;
+    let node = Node::open(cli.state_dir(), cli.durable_dir(), false);
+    let mut node = node.context("cannot open a netlink socket to look at the network")?;
+    let examination = doctor::examine(&desired, &mut node, &root, true);
+    let written = asked.write.as_ref().map(|directory| doctor::report::write(&examination, directory)).transpose();
+    // The findings are told in any case.
+    let (review, failed) = match written {
+        Ok(review) => (review.unwrap_or_default(), Ok(())),
+        Err(error) => (doctor::report::Review::default(), Err(error)),
+    };
+    print(&match cli.common.output {
+        Output::Text | Output::Npd => doctor::report::text(&examination, &review, report::colour()),
+        Output::Json => doctor::report::json(&examination, &review)?,
+    })?;
+    failed?;
+    Ok(if examination.findings.is_empty() { EXIT_OK } else { EXIT_FAILED })
+}
+
 fn check_config(common: &Common) -> anyhow::Result<u8> {
     let loaded = load(common)?;
     print(&match common.output {
-        Output::Text => loaded.to_yaml()?,
         Output::Json => loaded.to_json()?,
+        Output::Text | Output::Npd => loaded.to_yaml()?,
     })?;
     Ok(EXIT_OK)
+}
+
+fn explain(common: &Common, source: IpAddr, destination: IpAddr) -> anyhow::Result<u8> {
+    let mut reader = FibReader::open()?;
+    let fib = reader.read(source, destination)?;
+    if let Some(odd) = [source, destination].into_iter().find(|address| fib.is_broadcast(*address)) {
+        error!("{odd} is the broadcast address of a subnet of this node; explain takes addresses of single hosts");
+        return Ok(EXIT_USAGE);
+    }
+    let mut seen = explain::explain(&fib, source, destination);
+    let answers: anyhow::Result<Vec<_>> = seen.legs_mut().map(|leg| reader.ask(&leg.packet)).collect();
+    seen.take(&fib, answers?);
+    print(&match common.output {
+        Output::Json => explain::show::json(&fib, &seen)?,
+        Output::Text | Output::Npd => explain::show::text(&fib, &seen),
+    })?;
+    Ok(if seen.works() { EXIT_OK } else { EXIT_FAILED })
 }
 
 fn load(common: &Common) -> Result<Loaded, ConfigError> {
     desired::load(common.config.as_deref())
 }
 
-fn open(cli: &Cli) -> anyhow::Result<Node> {
-    Node::open(&cli.state_dir, !cli.dry_run).context("cannot open a netlink socket to look at the network")
+fn open(cli: &Cli, patient: bool) -> anyhow::Result<Node> {
+    Node::open(cli.state_dir(), cli.durable_dir(), patient)
+        .context("cannot open a netlink socket to look at the network")
 }
 
 /// Writes the result. Whoever closed the pipe has read enough.

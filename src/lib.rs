@@ -8,20 +8,35 @@
 //!    says whether all is as it should be.
 //! 4. A reconciler compares the desired with the [`observed`] state and returns a plan of [`change`]s. It is a
 //!    pure function. Where something has not been looked at yet it says so, and is asked again after the look.
-//! 5. [`sys`] looks and applies: the only code that touches the system. Everything speaks in the nouns of [`net`]
-//!    and [`pod`]. What the next run has to know is [`memory`].
-//! 6. [`report`] shows what came of it, as a script, as text or as JSON.
+//! 5. [`sys`] looks and applies: the only code that touches the system. Everything speaks in the nouns of [`net`],
+//!    [`nat`], [`netns`] and [`pod`]. What the next run has to know is [`memory`].
+//! 6. [`report`] shows what came of it, as a script, as text or as JSON; [`npd`] in a line.
+//! 7. [`aftermath`] remembers what was mended: somebody may undo it again and again ([`contention`]). [`metrics`] is what
+//!    Prometheus is told, [`status`] what a person is.
+//!
+//! Beside runs there are [`doctor`], which looks for what breaks the node (of files it knows [`sysctl_d`]), and
+//! [`explain`], which says what happens to a packet and its reply, and where it breaks.
 
+pub mod aftermath;
 pub mod change;
 pub mod cli;
 pub mod command;
+pub mod contention;
 pub mod desired;
+pub mod doctor;
+pub mod explain;
 pub mod log;
 pub mod memory;
+pub mod metrics;
+pub mod nat;
 pub mod net;
+pub mod netns;
+pub mod npd;
 pub mod observed;
 pub mod pod;
 pub mod reconcile;
 pub mod report;
 pub mod run;
+pub mod status;
 pub mod sys;
+pub mod sysctl_d;

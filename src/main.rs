@@ -15,11 +15,10 @@ fn main() -> ExitCode {
         }
     };
     log::init(&cli);
-    match command::run(&cli) {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            tracing::error!("{}", node_fixer::net::one_line(&format!("{error:#}")));
-            ExitCode::from(command::exit_code_of(&error))
-        }
-    }
+    let code = command::run(&cli).unwrap_or_else(|error| {
+        command::log(&error);
+        command::exit_code_of(&error)
+    });
+    log::finish();
+    ExitCode::from(code)
 }

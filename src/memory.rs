@@ -1,10 +1,14 @@
 //! What a run remembers for the next one, and what it compares with it: plain data.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cidr::IpInet;
 use serde::{Deserialize, Serialize};
 
+use crate::contention::Mends;
 use crate::net::IfName;
+use crate::netns::Idle;
 use crate::pod::PodId;
 
 /// An interface whose coming and going kube-proxy has to notice.
@@ -25,30 +29,125 @@ pub struct Uplink {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
-    /// Of the section `routes`: whether there may be routes with the mark of what is declared. To find them takes a
-    /// walk through every table, however large; to know that there are none spares it. `None`: not known.
-    pub routes: Option<bool>,
+    /// Whether there may be objects of a kind that node-fixer has made. To know that there are none spares a look
+    /// for those that are no longer declared (for routes a walk through every table, however large).
+    #[serde(default)]
+    pub made: BTreeMap<Kind, bool>,
     /// Of the section `kube_proxy`.
     pub kube_proxy: Knowledge,
+    /// Of the section `namespaces`.
+    #[serde(default)]
+    pub namespaces: Idle,
+    /// What was mended lately.
+    #[serde(default)]
+    pub mends: Mends,
+}
+
+/// A kind of object that node-fixer makes when it is declared, and takes away when it no longer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Routes with our mark, in any table.
+    Routes,
+    /// Bridges with our mark.
+    Bridges,
+    /// Addresses of any interface.
+    Addresses,
+    /// Our nftables table.
+    Masquerade,
+    /// Values of sysctls, and the file in /etc/sysctl.d.
+    Sysctls,
 }
 
 /// What one section has to remember anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
-    /// Of `routes`.
-    Routes(bool),
+    /// Whether there may be some of a kind.
+    Made(Kind, bool),
+    /// All addresses that the ledger is to tell of.
+    Addresses(Vec<AddedAddress>),
+    /// All sysctls that the ledger is to tell of.
+    Sysctls(Vec<SetSysctl>),
     /// Of `kube_proxy`.
     KubeProxy(Knowledge),
+    /// Of `namespaces`.
+    Namespaces(Idle),
+    /// Of what was mended.
+    Mends(Mends),
 }
 
 impl Memory {
     /// Takes a note.
     pub fn take(&mut self, note: Note) {
         match note {
-            Note::Routes(some) => self.routes = Some(some),
+            Note::Made(kind, some) => drop(self.made.insert(kind, some)),
+            Note::Addresses(_) | Note::Sysctls(_) => {} // of the ledger
             Note::KubeProxy(knowledge) => self.kube_proxy = knowledge,
+            Note::Namespaces(idle) => self.namespaces = idle,
+            Note::Mends(mends) => self.mends = mends,
         }
     }
+}
+
+/// What node-fixer has made that carries no mark of its own, so that nothing else tells whose it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ledger {
+    /// Addresses that were added since the boot. Where the kernel keeps the mark of an address (Linux 5.18), the mark
+    /// counts and not this.
+    #[serde(default)]
+    pub addresses: Vec<AddedAddress>,
+    /// Sysctls that were set.
+    #[serde(default)]
+    pub sysctls: Vec<SetSysctl>,
+}
+
+impl Ledger {
+    /// What counts of it after a boot, which took everything along that was not made to last.
+    pub fn after_a_boot(mut self) -> Ledger {
+        self.sysctls.retain(|it| it.persist);
+        Ledger { addresses: Vec::new(), ..self }
+    }
+
+    /// Takes a note.
+    pub fn take(&mut self, note: Note) {
+        match note {
+            Note::Addresses(addresses) => self.addresses = addresses,
+            Note::Sysctls(sysctls) => self.sysctls = sysctls,
+            Note::Made(..) | Note::KubeProxy(_) | Note::Namespaces(_) | Note::Mends(_) => {} // of the memory
+        }
+    }
+}
+
+/// A sysctl that node-fixer has set, or was about to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetSysctl {
+    /// Path below /proc/sys.
+    pub key: String,
+    /// What was there before.
+    pub before: String,
+    /// What it was set to.
+    pub value: String,
+    /// What it was set to earlier: it still is, where `value` was never written or was refused.
+    #[serde(default)]
+    pub earlier: Option<String>,
+    /// Whether it was also written to /etc/sysctl.d, so that it is ours after a boot as well.
+    #[serde(default)]
+    pub persist: bool,
+}
+
+/// An address that node-fixer has added, or was about to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AddedAddress {
+    /// Name of the interface.
+    pub dev: String,
+    /// Address and prefix length.
+    pub address: IpInet,
+    /// When it was about to be added, on the clock that counts from boot without sleep, as addresses have it. One that
+    /// is not of that time is another's.
+    pub added: Duration,
 }
 
 /// What kube-proxy knows, as far as we know, and how far we are with telling it.
@@ -65,6 +164,12 @@ pub struct Knowledge {
     pub restart: Option<Restart>,
     /// When the last restart was begun, on the clock that counts from boot.
     pub restarted: Option<Duration>,
+    /// How many restarts in a row came as soon as they were allowed, or nearly.
+    #[serde(default)]
+    pub row: u32,
+    /// Hardware addresses that restarts of this row were for: bounded.
+    #[serde(default)]
+    pub hardware: Vec<String>,
     /// How often in a row a restart has failed.
     pub failures: u32,
     /// Not before this time is it tried again, on the clock that counts from boot.
@@ -100,6 +205,19 @@ pub struct Recall {
     pub wall: Duration,
     /// The clock that counts from boot, also through sleep.
     pub boot: Duration,
+    /// The clock that counts from boot, without sleep.
+    pub awake: Duration,
+    /// When this run began, on the clock that counts from boot: what was seen since was not seen by an earlier run.
+    pub begun: Duration,
+}
+
+#[cfg(test)]
+#[test]
+fn what_was_not_made_to_last_is_no_more_after_a_boot() {
+    let set =
+        |persist| SetSysctl { key: "net/x/y".into(), before: "0".into(), value: "1".into(), earlier: None, persist };
+    let ledger = Ledger { addresses: Vec::new(), sysctls: vec![set(false), set(true)] };
+    assert_eq!(ledger.after_a_boot().sysctls, [set(true)]);
 }
 
 /// `+eth1, -eth2, eth0 (address)`: what is different, by name.

@@ -266,6 +266,43 @@ impl fmt::Display for Route {
     }
 }
 
+/// What `ip link show` tells of a bridge of ours: the mark that says whose it is.
+pub const ALIAS: &str = "node-fixer";
+
+/// A bridge and what is set on it. `None` is left as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bridge {
+    /// Its name.
+    pub name: IfName,
+    /// Set up, so that it forwards.
+    pub up: bool,
+    /// Largest packet, in bytes.
+    pub mtu: Option<u32>,
+    /// Whether it speaks the spanning tree protocol.
+    pub stp: Option<bool>,
+}
+
+impl Bridge {
+    /// Makes it. The kernel takes no alias with a new link, and so the mark takes a command of its own.
+    pub fn add_command(&self) -> String {
+        let Bridge { name, stp, .. } = self;
+        let stp = stp.map_or(String::new(), |stp| format!(" stp_state {}", u8::from(stp)));
+        format!("ip link add name {name}{} type bridge{stp} && ip link set dev {name} alias {ALIAS}", self.flags())
+    }
+
+    /// Sets what is to be set.
+    pub fn set_command(&self) -> String {
+        let Bridge { name, stp, .. } = self;
+        let stp = stp.map_or(String::new(), |stp| format!(" type bridge stp_state {}", u8::from(stp)));
+        format!("ip link set dev {name}{}{stp}", self.flags())
+    }
+
+    fn flags(&self) -> String {
+        let mtu = self.mtu.map_or(String::new(), |mtu| format!(" mtu {mtu}"));
+        format!("{}{mtu}", if self.up { " up" } else { " down" })
+    }
+}
+
 /// The selectors of a rule that node-fixer has words for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Selector {
@@ -342,20 +379,52 @@ pub struct SysctlKey {
     names_link: bool,
 }
 
+/// The switch of IPv4 forwarding, as a path: net/ipv4/conf/all/forwarding is the same one under another name.
+pub const FORWARD: &str = "net/ipv4/ip_forward";
+/// Its other name.
+pub const FORWARD_OF_ALL: &str = "net/ipv4/conf/all/forwarding";
+
 impl SysctlKey {
     /// `net.ipv4.conf.LINK.rp_filter`.
     pub fn rp_filter(link: &IfName) -> SysctlKey {
-        SysctlKey { names_link: true, ..SysctlKey::conf(link.as_bytes()) }
+        SysctlKey::conf_of(link, "rp_filter")
     }
 
     /// `net.ipv4.conf.default.rp_filter`, which new interfaces copy.
     pub fn rp_filter_default() -> SysctlKey {
-        SysctlKey::conf(b"default")
+        SysctlKey::conf(b"default", "rp_filter")
     }
 
-    fn conf(whose: &[u8]) -> SysctlKey {
-        let segments = [b"net", &b"ipv4"[..], b"conf", whose, b"rp_filter"].map(Into::into).into();
+    /// `net.ipv4.conf.LINK.WHAT`.
+    pub fn conf_of(link: &IfName, what: &'static str) -> SysctlKey {
+        SysctlKey { names_link: true, ..SysctlKey::conf(link.as_bytes(), what) }
+    }
+
+    /// `net.ipv4.conf.all.WHAT`.
+    pub fn conf_of_all(what: &'static str) -> SysctlKey {
+        SysctlKey::conf(b"all", what)
+    }
+
+    fn conf(whose: &[u8], what: &'static str) -> SysctlKey {
+        let segments = [b"net", &b"ipv4"[..], b"conf", whose, what.as_bytes()].map(Into::into).into();
         SysctlKey { segments, names_link: false }
+    }
+
+    /// A key by its path below /proc/sys.
+    pub fn from_path(path: &[u8]) -> SysctlKey {
+        let segments: Vec<Box<[u8]>> = path.split(|byte| *byte == b'/').map(Into::into).collect();
+        let names_link = match segments.as_slice() {
+            [_, _, kind, name, _, ..] => {
+                matches!(&**kind, b"conf" | b"neigh") && !matches!(&**name, b"all" | b"default")
+            }
+            _ => false,
+        };
+        SysctlKey { segments, names_link }
+    }
+
+    /// Its path below /proc/sys.
+    pub fn path(&self) -> Vec<u8> {
+        self.segments.join(&b'/')
     }
 
     /// The segments, from the root.

@@ -13,9 +13,12 @@ use std::time::Duration;
 use cidr::IpCidr;
 
 use crate::desired::Pattern;
-use crate::memory::{Recall, Uplink};
-use crate::net::{Dev, Family, IfName, Route, Rule, Scope};
+use crate::memory::{Ledger, Recall, Uplink};
+use crate::nat::{ForwardDrop, SeenNat};
+use crate::net::{Dev, Family, IfName, Route, Rule, Scope, SysctlKey};
+use crate::netns::{Occupied, Sandboxes, SeenNetns, Veth};
 use crate::pod::{Pod, PodQuery};
+use crate::sysctl_d::Settings;
 
 /// Something on the node that can be looked at.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +37,26 @@ pub enum Want {
     LinkNamed(IfName),
     /// The addresses of all interfaces.
     Addresses,
+    /// All bridges.
+    Bridges,
+    /// The links that are built on the one with this index, and go with it.
+    LinksOn(u32),
+    /// Our nftables table.
+    Nat,
+    /// The nftables chains of others that drop what is forwarded.
+    ForwardDrops,
+    /// Whether there is a program of this name on PATH.
+    Program(&'static str),
+    /// The value of a sysctl.
+    Sysctl(SysctlKey),
+    /// The interfaces that have sysctls in this directory below /proc/sys, such as `net/ipv4/conf`.
+    SysctlNames(String),
+    /// Our file in /etc/sysctl.d.
+    Persisted,
+    /// All files of sysctl.d(5).
+    SysctlFiles,
+    /// What node-fixer has made that carries no mark.
+    Ledger,
     /// The uplinks: interfaces whose names match.
     Uplinks(Pattern),
     /// The uplinks again, after this time.
@@ -42,6 +65,14 @@ pub enum Want {
     Recall,
     /// The pods that answer to this.
     Pods(PodQuery),
+    /// The network namespaces that have a name.
+    Namespaces,
+    /// The network namespaces that have a process.
+    Occupied,
+    /// The veths whose names match, if both ends are here.
+    Veths(Pattern),
+    /// The network namespaces of all pods' sandboxes.
+    Sandboxes(PodQuery),
 }
 
 /// A set of routes that the kernel can select.
@@ -82,6 +113,26 @@ pub struct Observed {
     pub links_named: BTreeMap<IfName, Look<Option<Link>>>,
     /// Answer to [`Want::Addresses`].
     pub addresses: Option<Look<Vec<Address>>>,
+    /// Answers to [`Want::LinksOn`].
+    pub links_on: BTreeMap<u32, Look<Vec<IfName>>>,
+    /// Answer to [`Want::Bridges`].
+    pub bridges: Option<Look<Vec<SeenBridge>>>,
+    /// Answer to [`Want::Nat`].
+    pub nat: Option<Look<SeenNat>>,
+    /// Answer to [`Want::ForwardDrops`].
+    pub forward_drops: Option<Look<Vec<ForwardDrop>>>,
+    /// Answers to [`Want::Program`].
+    pub programs: BTreeMap<&'static str, Look<bool>>,
+    /// Answers to [`Want::Sysctl`], without the white space around them; `None`: there is no such key.
+    pub sysctls: BTreeMap<SysctlKey, Look<Option<String>>>,
+    /// Answers to [`Want::SysctlNames`], with `all` and `default`.
+    pub sysctl_names: BTreeMap<String, Look<Vec<Box<[u8]>>>>,
+    /// Answer to [`Want::Persisted`]; `None`: there is no such file.
+    pub persisted: Option<Look<Option<String>>>,
+    /// Answer to [`Want::SysctlFiles`].
+    pub sysctl_files: Option<Look<Settings>>,
+    /// Answer to [`Want::Ledger`].
+    pub ledger: Option<Look<Ledger>>,
     /// Answer to [`Want::Uplinks`], by name.
     pub uplinks: Option<Look<Vec<Uplink>>>,
     /// Answer to [`Want::SettledUplinks`], by name.
@@ -90,6 +141,14 @@ pub struct Observed {
     pub recall: Option<Look<Recall>>,
     /// Answer to [`Want::Pods`]: those that are ready.
     pub pods: Option<Look<Vec<Pod>>>,
+    /// Answer to [`Want::Namespaces`], by name.
+    pub namespaces: Option<Look<Vec<SeenNetns>>>,
+    /// Answer to [`Want::Occupied`].
+    pub occupied: Option<Look<Occupied>>,
+    /// Answers to [`Want::Veths`], by name.
+    pub veths: BTreeMap<Pattern, Look<Vec<Veth>>>,
+    /// Answer to [`Want::Sandboxes`].
+    pub sandboxes: Option<Look<Sandboxes>>,
 }
 
 impl Observed {
@@ -129,6 +188,66 @@ impl Observed {
         one(&self.addresses, Want::Addresses).map(Vec::as_slice)
     }
 
+    /// The links that are built on the one with this index, and go with it.
+    pub fn links_on(&self, index: u32) -> Result<&[IfName], Gap> {
+        let found = all([index], &self.links_on, Want::LinksOn)?;
+        Ok(found.first().map_or(&[], |links| links.as_slice()))
+    }
+
+    /// All bridges.
+    pub fn bridges(&self) -> Result<&[SeenBridge], Gap> {
+        one(&self.bridges, Want::Bridges).map(Vec::as_slice)
+    }
+
+    /// Our nftables table.
+    pub fn nat(&self) -> Result<&SeenNat, Gap> {
+        one(&self.nat, Want::Nat)
+    }
+
+    /// The nftables chains of others that drop what is forwarded.
+    pub fn forward_drops(&self) -> Result<&[ForwardDrop], Gap> {
+        one(&self.forward_drops, Want::ForwardDrops).map(Vec::as_slice)
+    }
+
+    /// Whether there is a program of this name on PATH.
+    pub fn program(&self, name: &'static str) -> Result<bool, Gap> {
+        Ok(all([name], &self.programs, Want::Program)?.contains(&&true))
+    }
+
+    /// The values of these sysctls, in the order asked for; `None` for one that does not exist.
+    pub fn sysctls(&self, keys: impl IntoIterator<Item = SysctlKey>) -> Result<Vec<Option<&str>>, Gap> {
+        Ok(all(keys, &self.sysctls, Want::Sysctl)?.into_iter().map(Option::as_deref).collect())
+    }
+
+    /// The same, where each may have a failure of its own. Some keys can only be written.
+    pub fn sysctls_one_by_one(&self, keys: &[SysctlKey]) -> Result<Vec<&Look<Option<String>>>, Gap> {
+        let unseen: Vec<_> = keys.iter().filter(|key| !self.sysctls.contains_key(key)).collect();
+        if unseen.is_empty() {
+            return Ok(keys.iter().filter_map(|key| self.sysctls.get(key)).collect());
+        }
+        Err(Gap::Unseen(unseen.into_iter().map(|key| Want::Sysctl(key.clone())).collect()))
+    }
+
+    /// The names in these directories of sysctls, in the order asked for.
+    pub fn sysctl_names(&self, of: impl IntoIterator<Item = String>) -> Result<Vec<&[Box<[u8]>]>, Gap> {
+        Ok(all(of, &self.sysctl_names, Want::SysctlNames)?.into_iter().map(Vec::as_slice).collect())
+    }
+
+    /// Our file in /etc/sysctl.d, where there is one.
+    pub fn persisted(&self) -> Result<Option<&str>, Gap> {
+        one(&self.persisted, Want::Persisted).map(Option::as_deref)
+    }
+
+    /// All files of sysctl.d(5).
+    pub fn sysctl_files(&self) -> Result<&Settings, Gap> {
+        one(&self.sysctl_files, Want::SysctlFiles)
+    }
+
+    /// What node-fixer has made that carries no mark.
+    pub fn ledger(&self) -> Result<&Ledger, Gap> {
+        one(&self.ledger, Want::Ledger)
+    }
+
     /// The uplinks, by name.
     pub fn uplinks(&self, names: &Pattern) -> Result<&[Uplink], Gap> {
         one(&self.uplinks, Want::Uplinks(names.clone())).map(Vec::as_slice)
@@ -147,6 +266,27 @@ impl Observed {
     /// The pods that are ready, or why crictl could not tell: a failure that has to be remembered.
     pub fn pods(&self, query: &PodQuery) -> Result<&Look<Vec<Pod>>, Gap> {
         self.pods.as_ref().ok_or_else(|| Gap::Unseen(vec![Want::Pods(query.clone())]))
+    }
+
+    /// The network namespaces that have a name.
+    pub fn namespaces(&self) -> Result<&[SeenNetns], Gap> {
+        one(&self.namespaces, Want::Namespaces).map(Vec::as_slice)
+    }
+
+    /// The network namespaces that have a process.
+    pub fn occupied(&self) -> Result<&Occupied, Gap> {
+        one(&self.occupied, Want::Occupied)
+    }
+
+    /// The veths whose names match, if both ends are here.
+    pub fn veths(&self, names: &Pattern) -> Result<&[Veth], Gap> {
+        let seen = all([names.clone()], &self.veths, Want::Veths)?;
+        Ok(seen.first().map_or(&[], |veths| veths.as_slice()))
+    }
+
+    /// The network namespaces of all pods' sandboxes, or why crictl could not tell: not all needs to know.
+    pub fn sandboxes(&self, query: &PodQuery) -> Result<&Look<Sandboxes>, Gap> {
+        self.sandboxes.as_ref().ok_or_else(|| Gap::Unseen(vec![Want::Sandboxes(query.clone())]))
     }
 }
 
@@ -331,8 +471,35 @@ pub struct Address {
     pub index: u32,
     /// The address itself.
     pub local: IpAddr,
+    /// Its prefix length.
+    pub length: u8,
+    /// Whether it is one end of a link between two: `subnet` is the peer's.
+    pub has_peer: bool,
+    /// Whether it goes when the first IPv4 address of its subnet on the interface goes, unless that promotes it.
+    pub secondary: bool,
+    /// Whether another host on the link turned out to have it (IPv6 duplicate address detection).
+    pub duplicate: bool,
+    /// Who added it; `None` where nobody said so, or the kernel does not keep it (before Linux 5.18).
+    pub protocol: Option<u8>,
+    /// When it was added or last changed, on the clock that counts from boot without sleep; as fine as 10 ms.
+    pub created: Duration,
     /// What it puts on the link: its own subnet, or the peer's.
     pub subnet: IpCidr,
     /// Global, and there to stay: neither link-local nor tentative nor temporary.
     pub lasting: bool,
+}
+
+/// A bridge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenBridge {
+    /// Index and name.
+    pub dev: Dev,
+    /// Set up by its administrator.
+    pub up: bool,
+    /// Largest packet, in bytes.
+    pub mtu: u32,
+    /// Whether it speaks the spanning tree protocol.
+    pub stp: bool,
+    /// Whether it carries our mark.
+    pub ours: bool,
 }

@@ -10,7 +10,7 @@ use crate::desired::{Desired, Mode};
 use crate::memory::Note;
 use crate::observed::{Gap, Observed};
 use crate::reconcile::{ALL, Reconciler};
-use crate::sys::{ApplyError, Node};
+use crate::sys::{Applied, ApplyError, Node};
 
 /// What came of a run.
 #[derive(Debug)]
@@ -40,6 +40,8 @@ pub struct Item {
     pub error: Option<String>,
     /// Whether it was put off: its time has not come.
     pub held: bool,
+    /// Whether this run has changed something by it, and has not taken it back: whether or not it lasted.
+    pub(crate) made: bool,
 }
 
 /// What became of a change.
@@ -102,6 +104,7 @@ pub fn run(desired: &Desired, node: &mut Node, dry_run: bool) -> Outcome {
     // What waits keeps nobody else waiting, and looks again by itself.
     outcome.round(desired, node, true, true);
     if !dry_run {
+        outcome.log_held();
         outcome.log_blocked();
     }
     debug!(converged = outcome.converged(), changes = outcome.items.len(), blocked = outcome.blocked.len(), "done");
@@ -131,6 +134,7 @@ impl Outcome {
         self.blocked.retain(|refused| !sections().any(|reconciler| reconciler.name == refused.reconciler));
         let mut seen = Observed::default();
         let mut tried = false;
+        let mut removals = Vec::new();
         for reconciler in sections() {
             let mode = (reconciler.mode)(desired);
             if mode == Mode::Off {
@@ -144,22 +148,38 @@ impl Outcome {
             let refused = |blocked| Refused { reconciler: name, blocked, observed };
             self.blocked.extend(plan.blocked.into_iter().map(refused));
             if node.told_to_stop() {
+                removals.clear();
                 break; // and nothing is concluded from what was cut short
             }
-            let noted = plan.remember.filter(|_| !self.dry_run).is_none_or(|note| self.remember(node, name, note));
+            let notes = if self.dry_run { Vec::new() } else { plan.remember };
+            let noted = notes.into_iter().fold(true, |noted, note| noted & self.remember(node, name, note));
             let status = if observed { Status::Observed } else { Status::Skipped };
             let held = plan.held.into_iter().map(|step| Item { held: true, status, ..Item::new(name, step) });
             self.items.extend(held);
-            tried |= self.steps(node, name, plan.steps, observed, may_mend && noted);
+            self.steps(node, reconciler, plan.observed, true, false);
+            tried |= self.steps(node, reconciler, plan.steps, observed, may_mend && noted);
+            removals.push((reconciler, plan.removals, observed, may_mend && noted));
+        }
+        for (reconciler, steps, observed, may_mend) in removals.into_iter().rev() {
+            tried |= self.steps(node, reconciler, steps, observed, may_mend);
         }
         tried
     }
 
     /// Makes a plan's changes, in their order, up to the first that fails: what follows builds on it. What was made
     /// and is planned again has failed. Returns whether anything was tried.
-    fn steps(&mut self, node: &mut Node, name: &'static str, steps: Vec<Step>, observed: bool, may_mend: bool) -> bool {
+    fn steps(
+        &mut self,
+        node: &mut Node,
+        Reconciler { name, whole, .. }: &'static Reconciler,
+        steps: Vec<Step>,
+        observed: bool,
+        may_mend: bool,
+    ) -> bool {
         let mut tried = false;
-        let mut stopped = !may_mend;
+        let has_failed =
+            |item: &Item| item.reconciler == *name && item.status == Status::Failed && !item.change.stands_alone();
+        let mut stopped = !may_mend || *whole && self.items.iter().any(has_failed);
         let earlier = self.items.len();
         for step in steps {
             let known = self.items.iter().take(earlier).position(|item| item.change == step.change);
@@ -178,9 +198,21 @@ impl Outcome {
                 Status::Applied => item.is_missed(),
                 _ => {}
             }
-            stopped |= item.status == Status::Failed;
+            let failed = item.status == Status::Failed && !item.change.stands_alone();
+            stopped |= failed;
+            if *whole && failed {
+                let why = format!("{} failed", item.change);
+                self.take_back(node, name, &why);
+            }
         }
         tried
+    }
+
+    /// Takes back what this run has done in a section, the last first.
+    fn take_back(&mut self, node: &mut Node, name: &'static str, why: &str) {
+        for item in self.items.iter_mut().rev().filter(|item| item.reconciler == name && item.is_ours()) {
+            item.take_back(node, why);
+        }
     }
 
     /// Takes a note for the next run; whether that worked.
@@ -192,12 +224,18 @@ impl Outcome {
         false
     }
 
+    fn log_held(&self) {
+        for Item { reconciler, change, reason, .. } in self.items.iter().filter(|item| item.waits()) {
+            info!(target: "held", reconciler, command = %change, reason, action = change.action().word(), "held back");
+        }
+    }
+
     fn log_blocked(&self) {
-        for Refused { reconciler, blocked: Blocked { want, because, .. }, observed } in &self.blocked {
-            if *observed {
-                debug!(reconciler, want, because, "blocked, and only observed");
-            } else {
-                warn!(reconciler, want, because, "blocked");
+        for Refused { reconciler, blocked: Blocked { want, because, unseen }, observed } in &self.blocked {
+            match () {
+                () if *unseen => warn!(target: "unseen", reconciler, want, because, "blocked"),
+                () if *observed => debug!(reconciler, want, because, "blocked, and only observed"),
+                () => warn!(target: "blocked", reconciler, want, because, "blocked"),
             }
         }
     }
@@ -206,21 +244,52 @@ impl Outcome {
 impl Item {
     /// A change that was not tried yet.
     fn new(reconciler: &'static str, Step { change, reason }: Step) -> Item {
-        Item { reconciler, change, reason, status: Status::Skipped, error: None, held: false }
+        Item { reconciler, change, reason, status: Status::Skipped, error: None, held: false, made: false }
+    }
+
+    /// Whether it is to be done, but not now.
+    fn waits(&self) -> bool {
+        self.held && self.status == Status::Skipped
+    }
+
+    /// Whether there is something to take back. Where the change was missed, whatever is there now is another's.
+    fn is_ours(&self) -> bool {
+        self.made && self.status != Status::Failed
     }
 
     /// Makes the change; whether that was not permitted.
     fn apply(&mut self, node: &mut Node) -> bool {
         match node.apply(&self.change) {
-            Ok(told) => {
+            Ok(Applied { made, told }) => {
+                self.made = made;
                 self.status = Status::Applied;
                 self.reason.extend(told.iter().flat_map(|told| ["; ", told]));
-                info!(reconciler = self.reconciler, command = %self.change, reason = self.reason, "changed");
+                let Item { reconciler, change, reason, .. } = self;
+                info!(target: "changed", reconciler, command = %change, reason, action = change.action().word(), "changed");
                 false
             }
             Err(error) => {
                 self.failed(error.to_string());
-                matches!(error, ApplyError::NotPermitted(_))
+                matches!(error, ApplyError::NotPermitted(_) | ApplyError::Lacks(_))
+            }
+        }
+    }
+
+    /// Takes the change back.
+    fn take_back(&mut self, node: &mut Node, why: &str) {
+        self.made = false;
+        let Some(back) = self.change.undone() else { return };
+        match node.apply(&back) {
+            Ok(_) => {
+                let action = back.action().word();
+                info!(target: "taken_back", reconciler = self.reconciler, command = %back, reason = why, action, "taken back");
+                self.status = Status::Skipped;
+                self.error = Some(format!("made, and taken back: {why}"));
+            }
+            Err(error) => {
+                let (reconciler, action) = (self.reconciler, back.action().word());
+                error!(target: "failed", reconciler, command = %back, reason = why, %error, action, "failed to take back");
+                self.error = Some(format!("made, and could not be taken back ({back}: {error}), though {why}"));
             }
         }
     }
@@ -231,7 +300,8 @@ impl Item {
     }
 
     fn failed(&mut self, error: String) {
-        error!(reconciler = self.reconciler, command = %self.change, reason = self.reason, error, "failed");
+        let Item { reconciler, change, reason, .. } = self;
+        error!(target: "failed", reconciler, command = %change, reason, error, action = change.action().word(), "failed");
         self.status = Status::Failed;
         self.error = Some(error);
     }

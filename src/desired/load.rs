@@ -165,7 +165,7 @@ impl Loaded {
             let path = [path, &[Step::Key(key.clone())]].concat();
             let mut line = |text: String| yaml.push_str(&format!("{text:<48}  # {}\n", self.source(&path)));
             match value {
-                serde_json::Value::Object(_) => {
+                serde_json::Value::Object(keys) if !keys.is_empty() => {
                     yaml.push_str(&format!("{indent}{key}:\n"));
                     self.write_yaml(value, &path, yaml);
                 }
@@ -186,7 +186,7 @@ impl Loaded {
     ) {
         for (key, value) in value.as_object().into_iter().flatten() {
             let path = [path, &[Step::Key(key.clone())]].concat();
-            if value.is_object() {
+            if value.as_object().is_some_and(|keys| !keys.is_empty()) {
                 self.collect_sources(value, &path, sources);
             } else {
                 sources.insert(tree::readable(&path), self.source(&path).into());
@@ -377,7 +377,8 @@ mod tests {
         let schema = jsonschema::validator_for(&serde_json::from_str(SCHEMA).unwrap()).unwrap();
         let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/config")).unwrap();
         // cloud-init.yaml is for cloud-init, with a configuration of ours in it.
-        let is_ours = |path: &PathBuf| path.extension().unwrap() == "yaml" && !path.ends_with("cloud-init.yaml");
+        let is_ours =
+            |path: &PathBuf| path.extension().is_some_and(|end| end == "yaml") && !path.ends_with("cloud-init.yaml");
         let examples = files.map(|entry| entry.unwrap().path()).filter(is_ours);
         let mut seen = 0;
         for example in examples {

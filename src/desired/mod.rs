@@ -7,18 +7,22 @@ mod load;
 mod tree;
 mod value;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use cidr::IpCidr;
+use cidr::{IpCidr, IpInet};
 use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, Loaded, load};
 use tree::Step;
-pub use value::{Fwmark, Pattern, Priority, TableId, TableRange};
+pub use value::{
+    AddressRange, Fwmark, Inet, LinkGlob, Mtu, Pattern, Priority, SysctlPattern, SysctlValue, TableId, TableRange,
+};
 
+use crate::nat;
 use crate::net::{self, Family, IfName, PROTO_DECLARED, Scope, Selector};
 use crate::pod::PodQuery;
 
@@ -50,6 +54,24 @@ pub struct Desired {
     /// Routes that must be there.
     #[serde(default)]
     pub routes: Vec<Route>,
+    /// Addresses that must be there.
+    #[serde(default)]
+    pub addresses: Vec<Address>,
+    /// Sysctls that must have a value.
+    #[serde(default)]
+    pub sysctls: Vec<Sysctl>,
+    /// Bridges that must be there.
+    #[serde(default)]
+    pub bridges: Vec<Bridge>,
+    /// Sources whose packets leave with the address of the interface that they leave by.
+    #[serde(default)]
+    pub masquerade: Vec<Masquerade>,
+    /// Network namespaces that go when nobody uses them any more, and their links.
+    #[serde(default)]
+    pub namespaces: Vec<Namespaces>,
+    /// What Prometheus is told.
+    #[serde(default)]
+    pub metrics: Metrics,
 }
 
 impl Default for Desired {
@@ -61,6 +83,12 @@ impl Default for Desired {
             kube_proxy: KubeProxy::default(),
             rules: Vec::new(),
             routes: Vec::new(),
+            addresses: Vec::new(),
+            sysctls: Vec::new(),
+            bridges: Vec::new(),
+            masquerade: Vec::new(),
+            namespaces: Vec::new(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -70,6 +98,8 @@ impl Desired {
     fn contradiction(&self) -> Option<(Vec<Step>, String)> {
         let rules: Vec<_> = self.rules.iter().map(Rule::to_rule).collect();
         let routes: Vec<_> = self.routes.iter().map(Route::key).collect();
+        let sysctls: Vec<_> = self.sysctls.iter().map(|wish| &wish.key).collect();
+        let bridges: Vec<_> = self.bridges.iter().map(|bridge| &bridge.name).collect();
         repeated(&rules, net::Rule::equals)
             .map(|(first, again)| (Step::entry("rules", again), format!("says the same as rules[{first}]")))
             .or_else(|| {
@@ -78,6 +108,60 @@ impl Desired {
                     (Step::entry("routes", again), format!("{why} routes[{first}]: a table holds only one such route"))
                 })
             })
+            .or_else(|| {
+                let why = |first| format!("has the name of bridges[{first}]");
+                repeated(&bridges, PartialEq::eq).map(|(first, again)| (Step::entry("bridges", again), why(first)))
+            })
+            .or_else(|| {
+                let why = |first| format!("says the same as masquerade[{first}]");
+                let same = |a: &Masquerade, b: &Masquerade| a.to_masquerade() == b.to_masquerade();
+                repeated(&self.masquerade, same).map(|(first, again)| (Step::entry("masquerade", again), why(first)))
+            })
+            .or_else(|| {
+                repeated(&sysctls, PartialEq::eq).map(|(first, again)| {
+                    let key = sysctls.get(again).map_or("", |key| key.path());
+                    (Step::entry("sysctls", again), format!("has the key of sysctls[{first}]: {key}"))
+                })
+            })
+            .or_else(|| self.repeated_address())
+    }
+}
+
+impl Desired {
+    /// All addresses that are declared, also those of bridges, each with its interface.
+    pub fn all_addresses(&self) -> impl Iterator<Item = (&IfName, IpInet)> {
+        let others = self.addresses.iter().flat_map(|it| it.range().map(|address| (it.dev(), address)));
+        self.addresses_of_bridges().chain(others)
+    }
+
+    /// Those of bridges, each with the bridge.
+    pub fn addresses_of_bridges(&self) -> impl Iterator<Item = (&IfName, IpInet)> {
+        self.bridges.iter().flat_map(|it| it.addresses.iter().map(|address| (&it.name, address.0)))
+    }
+
+    fn repeated_address(&self) -> Option<(Vec<Step>, String)> {
+        // IPv6 has an address only once on an interface, whatever its prefix length.
+        let key = |address: IpInet| match address {
+            IpInet::V4(_) => (address.address(), address.network_length()),
+            IpInet::V6(_) => (address.address(), 0),
+        };
+        let of_bridge = |i, it: &'_ Bridge| {
+            (Step::entry("bridges", i), it.name.clone(), it.addresses.iter().map(|it| it.0).collect())
+        };
+        let of_entry = |i, it: &'_ Address| (Step::entry("addresses", i), it.dev().clone(), it.range().collect());
+        let bridges = self.bridges.iter().enumerate().map(|(i, it)| of_bridge(i, it));
+        let entries = self.addresses.iter().enumerate().map(|(i, it)| of_entry(i, it));
+        let mut known = BTreeSet::new();
+        for (path, dev, addresses) in bridges.chain(entries) {
+            let addresses: Vec<IpInet> = addresses;
+            if let Some(twice) = addresses.into_iter().find(|address| !known.insert((dev.clone(), key(*address)))) {
+                return Some((path, format!("declares {twice:#} of {dev} a second time")));
+            }
+            if known.len() as u128 > MAX_ADDRESSES {
+                return Some((path, format!("makes it more than {MAX_ADDRESSES} addresses")));
+            }
+        }
+        None
     }
 }
 
@@ -138,6 +222,9 @@ pub struct RpFilter {
     pub replace: Vec<RpValue>,
     /// Interfaces by name, and `default`, which new interfaces copy. `all` is never written.
     pub interfaces: Pattern,
+    /// Interfaces, as patterns of sysctl.d(5), for which the value is also written to /etc/sysctl.d: for the next boot,
+    /// and for interfaces to come.
+    pub persist: Vec<LinkGlob>,
 }
 
 impl Default for RpFilter {
@@ -147,6 +234,7 @@ impl Default for RpFilter {
             value: RpValue::Loose,
             replace: vec![RpValue::Off, RpValue::Strict],
             interfaces: Pattern::known_good(value::UPLINKS_AND_PODS),
+            persist: Vec::new(),
         }
     }
 }
@@ -237,6 +325,17 @@ impl KubeProxy {
         let KubeProxy { crictl, endpoint, timeout, namespace, labels, .. } = self.clone();
         PodQuery { crictl, endpoint, timeout, namespace, labels }
     }
+}
+
+/// The section `metrics`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a mapping")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Metrics {
+    /// The directory whose files node_exporter's textfile collector reads; node_fixer.prom is written there by each run.
+    #[serde(deserialize_with = "value::directory", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "String", extend("pattern" = "^/")))]
+    pub textfile: Option<PathBuf>,
 }
 
 /// An entry of the section `rules`: a policy rule with the action lookup.
@@ -416,6 +515,257 @@ impl Route {
     fn key(&self) -> (u32, IpCidr, u32) {
         let route = self.to_route(None);
         (route.table, route.to, route.stored_metric())
+    }
+}
+
+/// An entry of the section `addresses`: one address, or many.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "AddressFields")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Address(AddressFields);
+
+/// The keys of an entry of `addresses`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct AddressFields {
+    /// Interface.
+    #[serde(with = "value::name")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    dev: IfName,
+    /// An address with its prefix length, such as 10.0.0.1/24 (that of a single host if there is none), or a range of
+    /// them, such as 127.0.1.1-127.0.1.32.
+    address: AddressRange,
+    /// Whether `address` is a prefix, each address of which is wanted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    each: bool,
+}
+
+/// Most addresses that one entry may stand for.
+const MAX_ADDRESSES: u128 = 65_536;
+
+impl TryFrom<AddressFields> for Address {
+    type Error = String;
+
+    fn try_from(fields: AddressFields) -> Result<Address, String> {
+        let AddressFields { address: AddressRange { first, last, length }, each, .. } = fields;
+        let first_inet = IpInet::new(first, length).map_err(|error| error.to_string())?;
+        let is_network =
+            first_inet.network_length() < first_inet.family().len() - 1 && first == first_inet.first_address();
+        let address = Address(fields);
+        match () {
+            () if each && first != last => Err("is a range already, and so takes no `each`".into()),
+            () if each && first != first_inet.first_address() => {
+                Err(format!("has bits set behind its prefix; did you mean {:#}?", first_inet.network()))
+            }
+            () if !each && first == last && is_network => {
+                Err(format!("{first_inet:#} is the address of a network; for each address in it say `each: true`"))
+            }
+            () if address.count() > MAX_ADDRESSES => Err(format!("stands for more than {MAX_ADDRESSES} addresses")),
+            () => Ok(address),
+        }
+    }
+}
+
+impl Address {
+    /// The interface.
+    pub fn dev(&self) -> &IfName {
+        &self.0.dev
+    }
+
+    fn ends(&self) -> (u128, u128) {
+        let AddressRange { first, last, length } = self.0.address;
+        match IpInet::new(first, length) {
+            Ok(inet) if self.0.each => (value::bits(inet.first_address()), value::bits(inet.last_address())),
+            _ => (value::bits(first), value::bits(last)),
+        }
+    }
+
+    fn count(&self) -> u128 {
+        let (first, last) = self.ends();
+        (last - first).saturating_add(1)
+    }
+
+    /// The addresses, each with its prefix length.
+    pub fn range(&self) -> impl Iterator<Item = IpInet> + use<> {
+        let AddressRange { first, length, .. } = self.0.address;
+        let length = (!self.0.each).then_some(length);
+        let (begin, end) = self.ends();
+        (begin..=end).filter_map(move |bits| {
+            let address = value::from_bits(bits, Family::of(first));
+            // The length was taken with the first address of the same family.
+            length.map_or(Some(IpInet::new_host(address)), |length| IpInet::new(address, length).ok())
+        })
+    }
+}
+
+/// An entry of the section `sysctls`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Sysctl {
+    /// The key, with dots or slashes as sysctl.d(5) has it: net.ipv4.ip_forward, net/ipv4/conf/eth0.100/proxy_arp. In
+    /// the place of an interface a pattern may stand: net.ipv4.conf.vh_*.proxy_arp.
+    pub key: SysctlPattern,
+    /// The value.
+    pub value: SysctlValue,
+    /// Whether it is also written to /etc/sysctl.d, for the next boot and for interfaces to come.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub persist: bool,
+}
+
+/// An entry of the section `bridges`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Bridge {
+    /// Its name.
+    #[serde(with = "value::name")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    pub name: IfName,
+    /// Addresses with their prefix lengths.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Inet>,
+    /// Largest packet, in bytes; left to the kernel if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Mtu"))]
+    pub mtu: Option<Mtu>,
+    /// Whether it speaks the spanning tree protocol; left to the kernel if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "bool"))]
+    pub stp: Option<bool>,
+}
+
+/// An entry of the section `masquerade`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "MasqueradeFields")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Masquerade(MasqueradeFields);
+
+/// The keys of an entry of `masquerade`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct MasqueradeFields {
+    /// Source prefix.
+    #[serde(with = "value::source")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    source: IpCidr,
+    /// Only what leaves by this interface.
+    #[serde(default, with = "value::if_name", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    out: Option<IfName>,
+    /// Only what does not leave by this interface.
+    #[serde(default, with = "value::if_name", skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    except_out: Option<IfName>,
+}
+
+impl TryFrom<MasqueradeFields> for Masquerade {
+    type Error = String;
+
+    fn try_from(fields: MasqueradeFields) -> Result<Masquerade, String> {
+        let MasqueradeFields { source, out, except_out } = &fields;
+        if source.first_address().is_multicast() {
+            return Err(format!("has the source {source}, which no packet comes from: it is multicast"));
+        }
+        if out.is_some() && except_out.is_some() {
+            return Err("takes out or except_out, not both: what leaves by one does not leave by another".into());
+        }
+        if let Some(name) = [out, except_out].into_iter().flatten().find(|name| !nat::is_quotable(name)) {
+            return Err(format!(
+                "names the interface {name}, which cannot be written for nftables: it has a quotation mark, a \\, an \
+                 asterisk or a control character in it"
+            ));
+        }
+        Ok(Masquerade(fields))
+    }
+}
+
+impl Masquerade {
+    /// What should be live.
+    pub fn to_masquerade(&self) -> nat::Masquerade {
+        let MasqueradeFields { source, out, except_out } = self.0.clone();
+        nat::Masquerade { source, out, except_out }
+    }
+}
+
+/// An entry of the section `namespaces`. The first one whose `match` matches a name counts for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "NamespacesFields")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Namespaces(NamespacesFields);
+
+/// The keys of an entry of `namespaces`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a mapping")]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct NamespacesFields {
+    /// Network namespaces by name.
+    #[serde(rename = "match")]
+    matches: Pattern,
+    /// Without a process for at least so long.
+    #[serde(with = "value::wait")]
+    #[cfg_attr(test, schemars(with = "String"))]
+    older_than: Duration,
+    /// Links of the host by name. One belongs to a namespace when the first groups of both patterns match the same text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Pattern"))]
+    links: Option<Pattern>,
+    /// What may be done.
+    #[serde(default = "observe")]
+    mode: Mode,
+}
+
+fn observe() -> Mode {
+    Mode::Observe
+}
+
+impl TryFrom<NamespacesFields> for Namespaces {
+    type Error = String;
+
+    fn try_from(fields: NamespacesFields) -> Result<Namespaces, String> {
+        let patterns = [("match", Some(&fields.matches)), ("links", fields.links.as_ref())];
+        let without = |(_, pattern): &&(_, Option<&Pattern>)| pattern.is_some_and(|pattern| !pattern.has_group());
+        match patterns.iter().find(without) {
+            Some((key, _)) if fields.links.is_some() => Err(format!(
+                "`{key}` has no group: a link belongs to the namespace whose first group is the same text, as in match: \
+                 '^fc-(.+)$', links: '^vh_(.+)$'"
+            )),
+            _ => Ok(Namespaces(fields)),
+        }
+    }
+}
+
+impl Namespaces {
+    /// What may be done.
+    pub fn mode(&self) -> Mode {
+        self.0.mode
+    }
+
+    /// For how long a namespace must have been without a process.
+    pub fn older_than(&self) -> Duration {
+        self.0.older_than
+    }
+
+    /// Whether it is one of these, by its name.
+    pub fn is_match(&self, namespace: &[u8]) -> bool {
+        self.0.matches.is_match(namespace)
+    }
+
+    /// The pattern of the links that belong to these namespaces.
+    pub fn links(&self) -> Option<&Pattern> {
+        self.0.links.as_ref()
+    }
+
+    /// What the namespace has in common with its links, by its name.
+    pub fn key_of<'a>(&self, namespace: &'a [u8]) -> Option<&'a [u8]> {
+        self.0.matches.first_group(namespace)
+    }
+
+    /// What the link has in common with its namespace, by its name.
+    pub fn key_of_link<'a>(&self, link: &'a [u8]) -> Option<&'a [u8]> {
+        self.links()?.first_group(link)
     }
 }
 

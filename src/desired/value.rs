@@ -6,6 +6,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cidr::{IpCidr, IpInet};
@@ -14,7 +15,8 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::Version;
-use crate::net::{Family, IfName, KERNEL_PRIORITIES, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
+use crate::net::{FORWARD, FORWARD_OF_ALL, Family, IfName, KERNEL_PRIORITIES, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
+use crate::sysctl_d;
 
 /// The built-in pattern of uplinks.
 pub(super) const UPLINKS: &str = "^(eth|ens)[0-9]+$";
@@ -57,6 +59,16 @@ impl Pattern {
         Ok(Pattern { text: Cow::Owned(text.to_owned()), compiled })
     }
 
+    /// Whether it has a group in parentheses.
+    pub(super) fn has_group(&self) -> bool {
+        self.regex().is_some_and(|regex| regex.captures_len() > 1)
+    }
+
+    /// The part of the name that its first group matches.
+    pub(super) fn first_group<'a>(&self, name: &'a [u8]) -> Option<&'a [u8]> {
+        Some(self.regex()?.captures(name)?.get(1)?.as_bytes())
+    }
+
     /// Whether it matches the name.
     pub fn is_match(&self, name: &[u8]) -> bool {
         // To compile the built-in ones costs a tenth of a run that finds nothing to do.
@@ -65,13 +77,16 @@ impl Pattern {
             UPLINKS_AND_PODS => return name == b"default" || is_uplink(name) || is_pod_link(name),
             _ => {}
         }
-        match self.compiled.get() {
-            Some(regex) => regex.is_match(name),
-            None => match compile(&self.text) {
-                Ok(regex) => self.compiled.get_or_init(|| regex).is_match(name),
-                Err(_) => false, // cannot happen: what was not known good was compiled when it was read
-            },
+        self.regex().is_some_and(|regex| regex.is_match(name))
+    }
+
+    fn regex(&self) -> Option<&Regex> {
+        if self.compiled.get().is_none() {
+            // Cannot fail: what was not known good was compiled when it was read.
+            let regex = compile(&self.text).ok()?;
+            return Some(self.compiled.get_or_init(|| regex));
         }
+        self.compiled.get()
     }
 }
 
@@ -298,6 +313,19 @@ pub(super) mod prefix {
     }
 }
 
+/// A prefix.
+pub(super) mod source {
+    use super::{Deserializer, IpCidr, Serializer, prefix, text};
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpCidr, D::Error> {
+        text(deserializer, "a prefix such as 10.0.0.0/8", prefix::parse)
+    }
+
+    pub fn serialize<S: Serializer>(prefix: &IpCidr, serializer: S) -> Result<S::Ok, S::Error> {
+        prefix::serialize(&Some(*prefix), serializer)
+    }
+}
+
 /// A prefix, or `default`, whose family something else tells.
 pub(super) mod destination {
     pub use super::prefix::serialize;
@@ -341,6 +369,251 @@ pub(super) mod if_name {
         // What was read from YAML is UTF-8.
         let name = name.as_ref().map_or(Default::default(), |name| String::from_utf8_lossy(name.as_bytes()));
         serializer.serialize_str(&name)
+    }
+}
+
+/// The name of an interface.
+pub(super) mod name {
+    use super::{Deserializer, IfName, Serializer, if_name};
+    use serde::de::Error;
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IfName, D::Error> {
+        if_name::deserialize(deserializer)?.ok_or_else(|| D::Error::custom("there is no name"))
+    }
+
+    pub fn serialize<S: Serializer>(name: &IfName, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&String::from_utf8_lossy(name.as_bytes()))
+    }
+}
+
+/// An address of an interface with its prefix length, that of a single host if there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inet(pub IpInet);
+
+impl Inet {
+    fn parse(text: &str) -> Result<Inet, String> {
+        let inet: IpInet =
+            text.parse().map_err(|_| format!("`{text}` is no address: one such as 10.0.0.1/24 or fd00::1/64"))?;
+        let address = inet.address();
+        let broadcast = address == IpAddr::V4(std::net::Ipv4Addr::BROADCAST);
+        if address.is_unspecified() || address.is_multicast() || broadcast {
+            return Err(format!("`{text}` is no address that an interface can have"));
+        }
+        Ok(Inet(inet))
+    }
+}
+
+impl<'de> Deserialize<'de> for Inet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text(deserializer, "an address such as 10.0.0.1/24", Inet::parse)
+    }
+}
+
+impl Serialize for Inet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:#}", self.0))
+    }
+}
+
+/// One address, or all from one to another, with the prefix length that each has: `127.0.1.1-127.0.1.32/32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddressRange {
+    /// The first.
+    pub first: IpAddr,
+    /// The last.
+    pub last: IpAddr,
+    /// Prefix length.
+    pub length: u8,
+}
+
+impl AddressRange {
+    fn parse(text: &str) -> Result<AddressRange, String> {
+        let Some((first, rest)) = text.split_once('-') else {
+            let Inet(inet) = Inet::parse(text)?;
+            return Ok(AddressRange { first: inet.address(), last: inet.address(), length: inet.network_length() });
+        };
+        let Inet(last) = Inet::parse(rest)?;
+        let Inet(alone) = Inet::parse(first)?;
+        let (start, last, length) = (alone.address(), last.address(), last.network_length());
+        match () {
+            () if first.contains('/') => Err(format!("`{text}` has its prefix length at the end: FIRST-LAST/LENGTH")),
+            () if start.is_ipv4() != last.is_ipv4() => Err(format!("`{text}` goes from one address family to another")),
+            () if start > last => Err(format!("the range `{text}` ends before it begins")),
+            () => Ok(AddressRange { first: start, last, length }),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for AddressRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text(
+            deserializer,
+            "an address such as 10.0.0.1/24, or a range such as 127.0.1.1-127.0.1.32",
+            AddressRange::parse,
+        )
+    }
+}
+
+impl Serialize for AddressRange {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let AddressRange { first, last, length } = self;
+        if first == last {
+            serializer.collect_str(&format_args!("{first}/{length}"))
+        } else {
+            serializer.collect_str(&format_args!("{first}-{last}/{length}"))
+        }
+    }
+}
+
+/// An address as a number that can be counted.
+pub(super) fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+/// The address of such a number.
+pub(super) fn from_bits(bits: u128, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::V4((bits as u32).into()),
+        Family::V6 => IpAddr::V6(bits.into()),
+    }
+}
+
+/// A key below /proc/sys/net, as a path; in the place of an interface a pattern may stand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SysctlPattern(String);
+
+/// Whether sysctl.d(5) takes it for a pattern.
+fn is_glob(text: &str) -> bool {
+    text.contains(['*', '?', '['])
+}
+
+impl SysctlPattern {
+    /// The path below /proc/sys.
+    pub fn path(&self) -> &str {
+        &self.0
+    }
+
+    /// `net/ipv4/conf`, the pattern of the interface, and what comes after; `None` where it is no pattern.
+    pub fn glob(&self) -> Option<(&str, &str, &str)> {
+        let mut slashes = self.0.match_indices('/').map(|(at, _)| at);
+        let (third, fourth) = (slashes.nth(2)?, slashes.next()?);
+        let name = self.0.get(third + 1..fourth)?;
+        is_glob(name).then_some((self.0.get(..third)?, name, self.0.get(fourth + 1..)?))
+    }
+
+    fn parse(text: &str) -> Result<SysctlPattern, String> {
+        let normal = sysctl_d::normalize(text.as_bytes());
+        let path = String::from_utf8(normal).map_err(|error| error.to_string())?;
+        let segments: Vec<&str> = path.split('/').collect();
+        let of_link = matches!(segments.as_slice(), ["net", "ipv4" | "ipv6", "conf" | "neigh", _, _, ..]);
+        let odd = |c: char| c.is_whitespace() || c.is_control() || "={}\\".contains(c);
+        match segments.as_slice() {
+            _ if text.starts_with(['-', '#', ';']) || path.contains(odd) => {
+                Err(format!("`{text}` is no key: one such as net.ipv4.ip_forward"))
+            }
+            _ if segments.contains(&"..") => Err(format!("`{text}` leads out of its directory")),
+            ["net", _, ..] if !segments.iter().enumerate().any(|(at, it)| is_glob(it) && !(of_link && at == 3)) => {
+                match segments.as_slice() {
+                    ["net", "ipv4", "conf", _, "rp_filter"] => {
+                        Err(format!("`{text}` is the business of the section rp_filter, or of nobody"))
+                    }
+                    // One switch with two names is one key, also for who declares it twice.
+                    _ if path == FORWARD_OF_ALL => Ok(SysctlPattern(FORWARD.into())),
+                    _ => Ok(SysctlPattern(path)),
+                }
+            }
+            ["net", _, ..] => Err(format!(
+                "`{text}` has a pattern elsewhere than in the place of an interface, as in net.ipv4.conf.vh_*.proxy_arp"
+            )),
+            _ => Err(format!("`{text}` is no key of the network: those begin with net")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for SysctlPattern {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text(deserializer, "a key such as net.ipv4.ip_forward", SysctlPattern::parse)
+    }
+}
+
+impl Serialize for SysctlPattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// The value of a sysctl: a number, or text on one line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SysctlValue(pub String);
+
+impl<'de> Deserialize<'de> for SysctlValue {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = SysctlValue;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value: a number or text")
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<SysctlValue, E> {
+                Ok(SysctlValue(number.to_string()))
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<SysctlValue, E> {
+                Ok(SysctlValue(number.to_string()))
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<SysctlValue, E> {
+                // What sysctl.d(5) and the kernel strip is no part of a value.
+                let text = text.trim();
+                let fits =
+                    !text.is_empty() && text.len() <= 1024 && !text.contains(|c: char| c.is_control() && c != '\t');
+                fits.then(|| SysctlValue(text.to_owned())).ok_or_else(|| E::custom("is no value: text on one line"))
+            }
+        }
+        deserializer.deserialize_any(Text)
+    }
+}
+
+/// The name of an interface, or a pattern of sysctl.d(5) for names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LinkGlob(pub String);
+
+impl LinkGlob {
+    fn parse(text: &str) -> Result<LinkGlob, String> {
+        let odd = |c: char| c.is_whitespace() || c.is_control() || "=/{}\\".contains(c);
+        match () {
+            () if text.is_empty() || text.contains(odd) || matches!(text, "." | "..") => {
+                Err(format!("`{text}` is neither the name of an interface nor a pattern such as eth*"))
+            }
+            () if sysctl_d::is_match(text.as_bytes(), b"all") => Err(format!(
+                "`{text}` stands for `all` too, which node-fixer never writes; name what is meant, as in eth*"
+            )),
+            () => Ok(LinkGlob(text.to_owned())),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for LinkGlob {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        text(deserializer, "the name of an interface, or a pattern such as eth*", LinkGlob::parse)
+    }
+}
+
+/// Largest packet of an interface, in bytes: at least what IPv4 asks of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Mtu(pub u32);
+
+impl<'de> Deserialize<'de> for Mtu {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match number(deserializer, "an MTU: a number from 68 to 65535", |_| None)? {
+            mtu @ 68..=65_535 => Ok(Mtu(mtu)),
+            other => Err(de::Error::custom(format_args!("{other} is no MTU: a number from 68 to 65535"))),
+        }
     }
 }
 
@@ -417,6 +690,14 @@ pub(super) mod program {
     }
 }
 
+/// The absolute path of a directory.
+pub(super) fn directory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    text(deserializer, "the path of a directory", |text| match Path::new(text) {
+        path if path.is_absolute() => Ok(Some(path.to_owned())),
+        _ => Err(format!("`{text}` is no absolute path; such as /var/lib/prometheus/node-exporter")),
+    })
+}
+
 /// Reads text and makes a value of it.
 fn text<'de, D: Deserializer<'de>, T>(
     deserializer: D,
@@ -485,7 +766,10 @@ mod tests {
 /// JSON Schema of the values that are written otherwise than they are stored.
 #[cfg(test)]
 mod schema {
-    use super::{Fwmark, Pattern, Priority, TableId, TableRange, Version};
+    use super::{
+        AddressRange, Fwmark, Inet, LinkGlob, Mtu, Pattern, Priority, SysctlPattern, SysctlValue, TableId, TableRange,
+        Version,
+    };
     use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
     macro_rules! schema {
@@ -502,6 +786,12 @@ mod schema {
         Pattern: { "type": "string", "format": "regex" }
         Priority: { "type": "integer", "minimum": 1, "maximum": 4294967295_u32, "not": { "enum": [32766, 32767] } }
         TableId: { "anyOf": [{ "type": "integer", "minimum": 1, "maximum": 4294967295_u32 }, { "enum": ["main", "default", "local"] }] }
+        Inet: { "type": "string" }
+        AddressRange: { "type": "string" }
+        SysctlPattern: { "type": "string", "pattern": "^net[./]" }
+        SysctlValue: { "type": ["integer", "string"] }
+        LinkGlob: { "type": "string" }
+        Mtu: { "type": "integer", "minimum": 68, "maximum": 65535 }
         TableRange: { "anyOf": [
             { "type": "integer", "minimum": 0, "maximum": 4294967295_u32 },
             { "type": "array", "items": { "type": "integer", "minimum": 0, "maximum": 4294967295_u32 }, "minItems": 2, "maxItems": 2 }

@@ -19,6 +19,7 @@ use crate::net::{Dev, Family, PROTO_MENDED, Route, Rule, Scope, TABLE_DEFAULT, T
 use crate::net::{UPLINK_RULE_PRIORITY, family_of};
 use crate::observed::{Gap, Hop, Link, Observed, RouteSet, SeenRoute, Target};
 
+/// What differs.
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let live = observed.rules()?;
     let declared = rules::declared(desired);
@@ -54,6 +55,19 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         }
     }
     Ok(plan)
+}
+
+/// The tables that are to be mended, each with its sources that have no way out.
+pub fn broken(desired: &Desired, observed: &Observed) -> Result<Vec<(Family, u32, BTreeSet<IpAddr>)>, Gap> {
+    let live = observed.rules()?;
+    let declared = rules::declared(desired);
+    let mut broken = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        let rules = rules::afterwards(live, &declared).filter(|rule| rule.family == family).collect();
+        let tables = Policy { desired, observed, family, rules }.broken_tables()?;
+        broken.extend(tables.into_iter().map(|(table, sources)| (family, table, sources)));
+    }
+    Ok(broken)
 }
 
 /// The rules of one family, and what else there is to see.

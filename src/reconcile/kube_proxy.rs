@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::change::{Blocked, Change, Plan, RestartPod, Step};
+use crate::contention;
 use crate::desired::{Desired, KubeProxy, Mode};
 use crate::memory::{Knowledge, Note, Pending, Recall, Restart, Uplink, difference};
 use crate::observed::{Gap, Observed};
@@ -15,6 +16,9 @@ use crate::pod::{Pod, PodId};
 const FIRST_RETRY: Duration = Duration::from_secs(60);
 /// So many restarts in a row end without another sandbox before it is taken that there is no kube-proxy any more.
 const GIVE_UP: u32 = 5;
+/// So many hardware addresses are remembered of a row of restarts, more than a node has uplinks. Where there are more,
+/// nothing is new any more.
+const MOST_SEEN: usize = 64;
 
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let wish = &desired.kube_proxy;
@@ -53,6 +57,9 @@ impl Look<'_> {
             return Ok(self.held(seen, None, &reason, retry));
         }
         if let Some(earliest) = self.earliest() {
+            let row = self.memory.row;
+            let often = self.distance() > self.wish.min_interval;
+            let reason = if often { format!("{reason}; restarted {row} times in a row") } else { reason };
             return Ok(self.held(seen, None, &reason, earliest));
         }
         // Before anything is asked of crictl: links that still move are left to the next run.
@@ -72,7 +79,11 @@ impl Look<'_> {
             // None runs here, or one that has started since and knows.
             [] => Ok(self.remember(self.at_rest(self.uplinks))),
             pods if pods.iter().any(has_started_since) => Ok(self.remember(self.at_rest(self.uplinks))),
-            [pod] => Ok(self.restart(seen, &pod.id, self.uplinks, reason)),
+            [pod] => {
+                let row = contention::next_in_row(&seen, self.wish.min_interval, self.recall.boot, self.grown());
+                let hardware = self.hardware();
+                Ok(self.restart(Knowledge { row, hardware, ..seen }, &pod.id, self.uplinks, reason))
+            }
             several => Ok(Plan { blocked: vec![ambiguous(&reason, several)], ..self.remember(seen) }),
         }
     }
@@ -115,13 +126,16 @@ impl Look<'_> {
             interfaces: Some(self.wish.interfaces.as_str().to_owned()),
             uplinks: Some(uplinks.to_vec()),
             restarted: self.memory.restarted,
+            row: self.memory.row,
+            hardware: self.memory.hardware.clone(),
             ..Knowledge::default()
         }
     }
 
     /// Nothing to do but to remember what is new.
     fn remember(&self, knowledge: Knowledge) -> Plan {
-        Plan { remember: (knowledge != *self.memory).then_some(Note::KubeProxy(knowledge)), ..Plan::default() }
+        let remember = (knowledge != *self.memory).then_some(Note::KubeProxy(knowledge));
+        Plan { remember: remember.into_iter().collect(), ..Plan::default() }
     }
 
     /// Until when a failure holds the next try back. No honest one does it for longer than between restarts.
@@ -135,7 +149,34 @@ impl Look<'_> {
     fn earliest(&self) -> Option<Duration> {
         let now = self.recall.boot;
         let last = self.memory.restarted.filter(|last| *last <= now)?;
-        Some(last.saturating_add(self.wish.min_interval)).filter(|earliest| now < *earliest)
+        Some(last.saturating_add(self.distance())).filter(|earliest| now < *earliest)
+    }
+
+    /// What to keep after the last restart. What is new does not wait for what flaps.
+    fn distance(&self) -> Duration {
+        let min_interval = self.wish.min_interval;
+        if self.grown() { min_interval } else { contention::distance(min_interval, self.memory.row) }
+    }
+
+    /// Whether there is an uplink that neither kube-proxy knows nor a restart of this row was for.
+    fn grown(&self) -> bool {
+        let known = self.memory.uplinks.iter().flatten().map(|uplink| &uplink.hardware);
+        let seen: Vec<_> = known.chain(&self.memory.hardware).collect();
+        self.memory.hardware.len() < MOST_SEEN && self.uplinks.iter().any(|uplink| !seen.contains(&&uplink.hardware))
+    }
+
+    /// The hardware addresses that the restarts of a row were for, with the one that is begun now.
+    fn hardware(&self) -> Vec<String> {
+        let goes_on = contention::in_row(self.memory, self.wish.min_interval, self.recall.boot);
+        let earlier = self.memory.hardware.iter().filter(|_| goes_on);
+        let before = self.memory.uplinks.iter().flatten().chain(self.uplinks).map(|uplink| &uplink.hardware);
+        let mut all = Vec::new();
+        for one in earlier.chain(before) {
+            if all.len() < MOST_SEEN && !all.contains(one) {
+                all.push(one.clone());
+            }
+        }
+        all
     }
 
     fn restart(&self, seen: Knowledge, id: &PodId, uplinks: &[Uplink], reason: String) -> Plan {
@@ -143,7 +184,13 @@ impl Look<'_> {
         let begun = Knowledge { restart, restarted: Some(self.recall.boot), ..seen };
         // What changed since it was begun is still to be told.
         let pending = begun.pending.clone().filter(|pending| pending.uplinks != uplinks);
-        let ended = Knowledge { pending, restarted: begun.restarted, ..self.at_rest(uplinks) };
+        let ended = Knowledge {
+            pending,
+            restarted: begun.restarted,
+            row: begun.row,
+            hardware: begun.hardware.clone(),
+            ..self.at_rest(uplinks)
+        };
         let (failed, backoff) = self.failed(begun.clone());
         let query = self.wish.query();
         let restart = RestartPod { query, id: Some(id.clone()), begun, ended, failed, backoff };
@@ -221,7 +268,7 @@ mod tests {
         let kube_proxy =
             Knowledge { interfaces, uplinks: Some(vec![uplink("eth0", "10.0.0.10/24")]), ..Knowledge::default() };
         let memory = Memory { kube_proxy, ..Memory::default() };
-        node.recall = Recall { memory, wall: TODAY, boot: START };
+        node.recall = Recall { memory, wall: TODAY, boot: START, awake: START, begun: START };
         node.pods = Ok(vec![pod("old", TODAY - Duration::from_secs(9_000))]);
         node
     }
@@ -231,8 +278,8 @@ mod tests {
     }
 
     fn noted(plan: Plan) -> Knowledge {
-        match plan.remember {
-            Some(Note::KubeProxy(knowledge)) => knowledge,
+        match plan.remember.as_slice() {
+            [Note::KubeProxy(knowledge)] => knowledge.clone(),
             other => panic!("{other:?}"),
         }
     }
@@ -340,6 +387,7 @@ mod tests {
             memory: recalled(first.clone()),
             wall: TODAY + Duration::from_secs(60),
             boot: START + Duration::from_secs(60),
+            ..Recall::default()
         };
         assert_eq!(noted(planned(&mut node)).pending, first.pending);
         node.uplinks.push(uplink("eth2", "10.0.2.10/24"));
@@ -354,8 +402,82 @@ mod tests {
         let plan = planned(&mut node);
         assert_eq!(plan.steps, vec![]);
         assert_eq!(reason(&plan.held), "uplinks changed: +eth1; held back for 3m 20s");
-        node.recall = Recall { memory: recalled(noted(plan)), wall: TODAY, boot: START + Duration::from_secs(201) };
+        node.recall = Recall {
+            memory: recalled(noted(plan)),
+            wall: TODAY,
+            boot: START + Duration::from_secs(201),
+            ..Recall::default()
+        };
         assert_eq!(planned(&mut node).steps.len(), 1, "it happens when its time has come");
+    }
+
+    #[test]
+    fn restarts_in_a_row_back_off() {
+        let mut node = changed();
+        let mut waits = Vec::new();
+        for n in 0..10 {
+            node.uplinks[0].index = 100 + n;
+            let plan = planned(&mut node);
+            assert_eq!(plan.steps.len(), 1, "{plan:?}");
+            let Change::RestartPod(restart) = &plan.steps[0].change else { panic!("{plan:?}") };
+            assert_eq!(restart.begun.row, n + 1);
+            node.apply(&plan.steps[0].change);
+            node.uplinks[0].index = 200 + n;
+            let held = planned(&mut node).held;
+            let (_, wait) = reason(&held).split_once("held back for ").unwrap();
+            assert_eq!(reason(&held).contains(&format!("restarted {} times in a row", n + 1)), n >= 4, "{held:?}");
+            waits.push(wait.to_owned());
+            let begun = node.recall.boot;
+            node.recall.boot += humantime::parse_duration(wait).unwrap() - Duration::from_secs(1);
+            assert_eq!(planned(&mut node).steps, vec![]);
+            node.recall.boot = begun + humantime::parse_duration(wait).unwrap();
+        }
+        assert_eq!(waits, ["5m", "5m", "5m", "5m", "10m", "20m", "30m", "30m", "30m", "30m"]);
+        // A resumed one is the same one.
+        let Change::RestartPod(restart) = planned(&mut node).steps.remove(0).change else { panic!() };
+        node.recall.memory = recalled(restart.begun.clone());
+        assert_eq!(resumed(&mut node).begun.row, restart.begun.row);
+        // After a time of calm it is as it was.
+        node.apply(&Change::RestartPod(restart));
+        node.recall.boot += Duration::from_secs(2 * 80 * 60 + 1);
+        node.uplinks[0].index = 999;
+        let Change::RestartPod(restart) = planned(&mut node).steps.remove(0).change else { panic!() };
+        assert_eq!(restart.ended.row, 1);
+    }
+
+    #[test]
+    fn uplinks_that_are_new_do_not_wait_for_those_that_flap() {
+        let mut node = changed();
+        let restarted = |node: &mut Model| {
+            let plan = planned(node);
+            assert_eq!(plan.steps.len(), 1, "{plan:?}");
+            node.apply(&plan.steps[0].change);
+            node.recall.boot += Duration::from_secs(300);
+            node.recall.memory.kube_proxy.row
+        };
+        for n in 0..9 {
+            node.uplinks[1] = Uplink { hardware: format!("n{n}"), ..node.uplinks[1].clone() };
+            assert_eq!(restarted(&mut node), 1, "{n}");
+        }
+        // One of those again, and again: counted; and then a new one beside it.
+        for n in 0..4 {
+            node.uplinks[1].hardware = format!("n{n}");
+            assert_eq!(restarted(&mut node), 2 + n);
+        }
+        node.uplinks[1].hardware = "n7".into();
+        assert!(reason(&planned(&mut node).held).contains("restarted 5 times in a row"));
+        node.uplinks.push(Uplink { hardware: "new".into(), ..uplink("eth2", "10.0.2.10/24") });
+        assert_eq!(restarted(&mut node), 5);
+        // However many there are, they are bounded.
+        for n in 0..200 {
+            node.uplinks[1].hardware = format!("m{n}");
+            if planned(&mut node).steps.is_empty() {
+                break;
+            }
+            restarted(&mut node);
+        }
+        assert_eq!(node.recall.memory.kube_proxy.hardware.len(), MOST_SEEN);
+        assert_eq!(planned(&mut node).held.len(), 1);
     }
 
     #[test]

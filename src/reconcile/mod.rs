@@ -1,11 +1,17 @@
 //! The registry of reconcilers. Each is one file with one pure `plan`: what differs between the desired and the
 //! observed state becomes changes, or a blocked wish. A new one is a file and a line here.
 
-mod default_routes;
+mod addresses;
+mod bridges;
+mod carried;
+pub mod default_routes;
 mod kube_proxy;
+mod masquerade;
+mod namespaces;
 mod routes;
 mod rp_filter;
 mod rules;
+mod sysctls;
 #[cfg(test)]
 mod testing;
 
@@ -22,24 +28,38 @@ pub struct Reconciler {
     pub mode: fn(&Desired) -> Mode,
     /// Whether it takes its time: planned once, when all others are done.
     pub waits: bool,
+    /// Whether its changes belong together: when one fails, what the run has done in this section is taken back. Not
+    /// where each change mends something by itself; a way out for one table is no worse for the want of another.
+    pub whole: bool,
     /// What differs. Asks for what has not been looked at yet by failing with a [`Gap`].
-    pub plan: fn(&Desired, &Observed) -> Result<Plan, Gap>,
+    pub plan: PlanFn,
 }
 
-/// All reconcilers, in the order in which their changes are made. Rules come before routes: a declared table may
-/// be one that `default_routes` would otherwise have to guess for.
+/// All reconcilers, in the order in which their changes are made; what is no longer declared goes in the reverse
+/// order. An interface comes before its addresses, addresses before the routes that need them. Rules and routes come
+/// before `default_routes`, which would otherwise have to guess for a declared table.
 pub const ALL: &[Reconciler] = &[
-    Reconciler { name: "rules", mode: |_| Mode::Enforce, waits: false, plan: rules::plan },
-    Reconciler { name: "routes", mode: |_| Mode::Enforce, waits: false, plan: routes::plan },
-    Reconciler {
-        name: "default_routes",
-        mode: |desired| desired.default_routes.mode,
-        waits: false,
-        plan: default_routes::plan,
-    },
-    Reconciler { name: "rp_filter", mode: |desired| desired.rp_filter.mode, waits: false, plan: rp_filter::plan },
-    Reconciler { name: "kube_proxy", mode: |desired| desired.kube_proxy.mode, waits: true, plan: kube_proxy::plan },
+    declared("bridges", bridges::plan),
+    declared("sysctls", sysctls::plan),
+    declared("addresses", addresses::plan),
+    declared("masquerade", masquerade::plan),
+    declared("rules", rules::plan),
+    declared("routes", routes::plan),
+    mending("namespaces", namespaces::mode, namespaces::plan),
+    mending("default_routes", |desired| desired.default_routes.mode, default_routes::plan),
+    mending("rp_filter", |desired| desired.rp_filter.mode, rp_filter::plan),
+    Reconciler { waits: true, ..mending("kube_proxy", |desired| desired.kube_proxy.mode, kube_proxy::plan) },
 ];
+
+type PlanFn = fn(&Desired, &Observed) -> Result<Plan, Gap>;
+
+const fn declared(name: &'static str, plan: PlanFn) -> Reconciler {
+    Reconciler { name, mode: |_| Mode::Enforce, waits: false, whole: true, plan }
+}
+
+const fn mending(name: &'static str, mode: fn(&Desired) -> Mode, plan: PlanFn) -> Reconciler {
+    Reconciler { name, mode, waits: false, whole: false, plan }
+}
 
 #[cfg(test)]
 mod tests {
@@ -103,13 +123,28 @@ mod tests {
                 |(index, (address, state, rp))| format!("link {} eth{index} {state} {address} rp={rp}", index + 2);
             links.into_iter().enumerate().map(line).collect::<Vec<_>>()
         });
-        (links, prop::collection::vec(line(), 0..14)).prop_map(|(links, lines)| [links, lines].concat().join("\n"))
+        let address = prop_oneof![Just("10.0.8.1/32"), Just("10.0.8.2/24=171"), Just("fd08::1/64=171"), Just("")];
+        let kind =
+            prop_oneof![Just("link"), Just("bridge"), Just("bridge ours"), Just("bridge ours down stp"), Just("")];
+        let others = prop::collection::vec((kind, address), 2).prop_map(|links| {
+            let line = |(index, (kind, address)): (usize, (&str, &str))| match kind.split_once(' ') {
+                _ if kind.is_empty() => String::new(),
+                None => format!("{kind} {} br{index} {address}", index + 20),
+                Some((kind, more)) => format!("{kind} {} br{index} {address} {more}", index + 20),
+            };
+            links.into_iter().enumerate().map(line).collect::<Vec<_>>()
+        });
+        let lines = prop::collection::vec(line(), 0..14);
+        (links, others, lines).prop_map(|(links, others, lines)| [links, others, lines].concat().join("\n"))
     }
 
-    const DECLARATIONS: [&str; 3] = [
+    const DECLARATIONS: [&str; 6] = [
         "{}",
         "rules: [{priority: 100, from: 10.0.0.1, table: 3}, {priority: 5, fwmark: 7, table: main}]",
         "routes: [{to: default, via: 10.0.0.1, dev: eth1, table: 3}, {to: fd00::/64, dev: eth0, table: 2}]",
+        "bridges: [{name: br0, addresses: [10.0.8.1/32, 'fd08::1/128'], stp: true}]",
+        "masquerade: [{source: 10.0.8.0/24, except_out: br0}, {source: 'fd08::/64', out: eth0}]",
+        "addresses: [{dev: eth0, address: 10.0.8.1-10.0.8.3}, {dev: br1, address: 'fd08::1/64'}, {dev: no, address: 10.0.0.1}]",
     ];
 
     proptest! {
@@ -121,10 +156,10 @@ mod tests {
             let mut model = Model::new(&text);
             for reconciler in ALL {
                 let plan = model.plan(reconciler.plan, &desired);
-                for step in &plan.steps {
+                for step in plan.steps.iter().chain(&plan.removals) {
                     let protocol = match &step.change {
                         Change::DeleteRoute(route) => route.protocol,
-                        Change::ReplaceRoute(route) => {
+                        Change::ReplaceRoute { new: route, .. } => {
                             let old = |it: &&crate::observed::SeenRoute| {
                                 (it.table, it.to, it.metric) == (route.table, route.to, route.stored_metric())
                             };
@@ -135,13 +170,31 @@ mod tests {
                             prop_assert!(!KERNEL_PRIORITIES.contains(&rule.priority));
                             PROTO_DECLARED
                         }
-                        Change::AddRoute(_) | Change::SetSysctl { .. } | Change::RestartPod(_) => PROTO_DECLARED,
+                        Change::DeleteAddress(dev, inet) => {
+                            let index = model.links.iter().find(|link| link.dev.name == *dev).unwrap().dev.index;
+                            let is_it = |it: &&crate::observed::Address| (it.index, it.local) == (index, inet.address());
+                            model.addresses.iter().find(is_it).and_then(|it| it.protocol).unwrap_or_default()
+                        }
+                        Change::SetBridge { new: bridge, .. } | Change::DeleteBridge(bridge) => {
+                            let ours = model.bridges.iter().any(|it| it.ours && it.dev.name == bridge.name);
+                            if ours { PROTO_DECLARED } else { 0 }
+                        }
+                        Change::AddRoute(_)
+                        | Change::AddAddress(..)
+                        | Change::AddBridge(_)
+                        | Change::SetMasquerade { .. }
+                        | Change::DeleteMasquerade
+                        | Change::SetSysctl { .. }
+                        | Change::Persist { .. }
+                        | Change::DeleteNetns(..)
+                        | Change::DeleteVeth(..)
+                        | Change::RestartPod(_) => PROTO_DECLARED,
                     };
                     prop_assert_eq!(protocol, PROTO_DECLARED, "{} touches what is not ours:\n{}", step.change, text);
                     model.apply(&step.change);
                 }
                 let again = model.plan(reconciler.plan, &desired);
-                prop_assert_eq!(again.steps, vec![], "{} is not done after its plan:\n{}", reconciler.name, text);
+                prop_assert_eq!([again.steps, again.removals].concat(), vec![], "{} is not done after its plan:\n{}", reconciler.name, text);
                 prop_assert_eq!(again.blocked, plan.blocked, "{} changes its mind:\n{}", reconciler.name, text);
             }
         }

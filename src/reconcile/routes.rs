@@ -3,7 +3,7 @@
 
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::{self, Desired};
-use crate::memory::Note;
+use crate::memory::{Kind, Note};
 use crate::net::{Dev, Family, PROTO_DECLARED, PROTO_MENDED, Route, family_of};
 use crate::observed::{Gap, Observed, RouteSet, SeenRoute, Target};
 
@@ -16,7 +16,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         RouteSet::Table(route.family(), route.table)
     });
     let tables = observed.routes(tables)?;
-    let known = observed.recall()?.memory.routes;
+    let known = observed.recall()?.memory.made.get(&Kind::Routes).copied();
     let ours = [Family::V4, Family::V6].map(|family| RouteSet::Protocol(family, PROTO_DECLARED));
     let ours = if known == Some(false) { Vec::new() } else { observed.routes(ours)? };
     let ours: Vec<&SeenRoute> = ours.into_iter().flatten().collect();
@@ -38,7 +38,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         };
         let wanted = wish.to_route(dev);
         let plan = if wanted.via.is_some() { &mut behind } else { &mut plan };
-        wish_for(wanted, live, plan);
+        wish_for(wanted, live, observed, plan)?;
     }
     plan.steps.append(&mut behind.steps);
     plan.blocked.append(&mut behind.blocked);
@@ -59,7 +59,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     }
     // Before the first one goes in, so that none is ever forgotten.
     let some = some_of_ours || !plan.steps.is_empty();
-    plan.remember = (known != Some(some)).then_some(Note::Routes(some));
+    plan.remember.extend((known != Some(some)).then_some(Note::Made(Kind::Routes, some)));
     Ok(plan)
 }
 
@@ -87,17 +87,19 @@ pub fn afterwards(desired: &Desired, observed: &Observed, set: RouteSet) -> Resu
     Ok(routes)
 }
 
-fn wish_for(wanted: Route, live: &[SeenRoute], plan: &mut Plan) {
+fn wish_for(wanted: Route, live: &[SeenRoute], observed: &Observed, plan: &mut Plan) -> Result<(), Gap> {
     let rivals: Vec<_> = live.iter().filter(|route| has_key_of(route, &wanted)).collect();
     if rivals.iter().any(|route| does_what(route, &wanted)) {
-        return;
+        return Ok(());
     }
     let step = |change| Step { change, reason: "declared, and not there".into() };
     match rivals.as_slice() {
         [] => plan.steps.push(step(Change::AddRoute(wanted))),
         // In IPv6 next hops that others appended make one route with ours; it is more than ours.
         [ours] if ours.protocol == PROTO_DECLARED && matches!(ours.target, Target::Hop(_)) => {
-            plan.steps.push(step(Change::ReplaceRoute(wanted)));
+            let link = observed.links(ours.oif())?.into_iter().flatten().next();
+            let old = ours.to_route(link.map(|link| link.dev.clone()));
+            plan.steps.extend(old.map(|old| step(Change::ReplaceRoute { new: wanted, old })));
         }
         [rival, ..] => {
             let owner = match rival.protocol {
@@ -113,6 +115,7 @@ fn wish_for(wanted: Route, live: &[SeenRoute], plan: &mut Plan) {
             plan.blocked.push(Blocked::new(wanted.command("add"), because));
         }
     }
+    Ok(())
 }
 
 /// What the kernel tells routes apart by.
@@ -167,15 +170,19 @@ mod tests {
     #[test]
     fn what_is_known_not_to_be_there_is_not_looked_for() {
         let mut node = Model::new("route default via 10.0.1.1 dev 3 table 7 proto 171");
-        assert_eq!(node.plan(plan, &desired("{}")).remember, Some(Note::Routes(true)));
-        node.recall.memory.routes = Some(false);
+        assert_eq!(node.plan(plan, &desired("{}")).remember, [Note::Made(Kind::Routes, true)]);
+        node.recall.memory.take(Note::Made(Kind::Routes, false));
         node.asked.clear();
         assert_eq!(node.plan(plan, &desired("{}")), Plan::default());
         assert_eq!(node.asked, [Want::Recall]);
         let adding = node.plan(plan, &desired("routes: [{to: 10.9.0.0/16, via: 10.0.0.1}]"));
-        assert_eq!((adding.steps.len(), adding.remember), (1, Some(Note::Routes(true))), "noted before it goes in");
+        assert_eq!(
+            (adding.steps.len(), adding.remember),
+            (1, vec![Note::Made(Kind::Routes, true)]),
+            "noted before it goes in"
+        );
         let mut bare = Model::new("");
-        assert_eq!(bare.plan(plan, &desired("{}")).remember, Some(Note::Routes(false)));
+        assert_eq!(bare.plan(plan, &desired("{}")).remember, [Note::Made(Kind::Routes, false)]);
     }
 
     fn link_name(name: &str) -> crate::net::IfName {

@@ -44,7 +44,10 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
 fn set(wish: &RpFilter, name: &str, live: i32, key: SysctlKey) -> Step {
     let value = wish.value.number().to_string();
     let reason = format!("rp_filter of {name} is {live}, wanted is {value} ({})", wish.value);
-    Step { change: Change::SetSysctl { key, value }, reason }
+    Step {
+        change: Change::SetSysctl { key, value, before: live.to_string(), then: Vec::new(), back: Vec::new() },
+        reason,
+    }
 }
 
 #[cfg(test)]

@@ -2,24 +2,33 @@
 //! kernel would change them.
 //!
 //! ```text
-//! link 3 eth1 10.0.1.10/24 rp=1          (also: down, vrf)
+//! link 3 eth1 10.0.1.10/24 rp=1          (also: down, vrf; an address: 10.0.1.10/24=171,secondary)
+//! bridge 4 br0 mtu=1400                  (also: ours, stp, down, and all of link)
+//! sysctl net/ipv4/ip_forward = 1
+//! netns fc-1 4711                        (name and inode; also: busy, file)
+//! veth 5 vh_1 6                          (index, name, index of the other end)
 //! rule 1536 from 10.0.1.100 table 2      (also: to, fwmark, iif, proto; `rule 10 other` is one of others)
 //! route 10.0.1.1 dev 3 scope link table 2 (also: via, metric, proto; `special` for blackhole …, `hops 10.0.0.1@2,10.0.0.2@3`)
 //! ```
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use cidr::{IpCidr, IpInet};
 
 use crate::change::{Change, Plan};
 use crate::desired::Desired;
-use crate::memory::{Recall, Uplink};
-use crate::net::{Dev, Family, IfName, Route, Rule, Scope, Selector, SysctlKey, TABLE_MAIN, family_of};
+use crate::memory::{Ledger, Recall, Uplink};
+use crate::nat::{self, ForwardDrop, Masquerade, SeenNat, SeenTable};
+use crate::net::{Dev, Family, IfName, PROTO_DECLARED, Route, Rule, Scope, Selector, SysctlKey, TABLE_MAIN, family_of};
+use crate::netns::{NetnsId, NetnsName, Occupied, Sandboxes, SeenNetns, Veth};
 use crate::observed::{
-    Address, Gap, Hop, Link, Look, Observed, RouteSet, RpFilters, SeenRoute, SeenRule, Target, Want,
+    Address, Gap, Hop, Link, Look, Observed, RouteSet, RpFilters, SeenBridge, SeenRoute, SeenRule, Target, Want,
 };
 use crate::pod::Pod;
+use crate::reconcile::carried::carried;
 use crate::reconcile::rules::is_taken_for;
+use crate::sysctl_d::Settings;
 
 /// A configuration of these sections.
 pub fn desired(yaml: &str) -> Desired {
@@ -80,6 +89,21 @@ fn hop(text: &str) -> Hop {
     Hop { via: Some(via.parse().unwrap()), oif: Some(oif.parse().unwrap()) }
 }
 
+fn address(index: u32, inet: IpInet, protocol: Option<u8>, secondary: bool) -> Address {
+    Address {
+        index,
+        local: inet.address(),
+        length: inet.network_length(),
+        has_peer: false,
+        subnet: inet.network(),
+        lasting: true,
+        secondary,
+        duplicate: false,
+        protocol,
+        created: Duration::ZERO,
+    }
+}
+
 /// A node.
 #[derive(Debug, Clone)]
 pub struct Model {
@@ -87,12 +111,29 @@ pub struct Model {
     pub routes: Vec<SeenRoute>,
     pub links: Vec<Link>,
     pub addresses: Vec<Address>,
+    pub bridges: Vec<SeenBridge>,
+    /// On whatever link is asked for.
+    pub links_on: Vec<IfName>,
+    pub nat: SeenNat,
+    pub forward_drops: Vec<ForwardDrop>,
+    /// Those on PATH.
+    pub programs: Vec<&'static str>,
+    pub sysctls: Vec<(SysctlKey, String)>,
+    /// One that cannot be read.
+    pub unreadable: Option<SysctlKey>,
+    pub ledger: Ledger,
+    pub persisted: Option<String>,
+    pub sysctl_files: Settings,
     pub rp_filters: RpFilters,
     pub uplinks: Vec<Uplink>,
     /// Where they are others after a while.
     pub settled: Option<Vec<Uplink>>,
     pub recall: Recall,
     pub pods: Look<Vec<Pod>>,
+    pub namespaces: Vec<SeenNetns>,
+    pub occupied: Occupied,
+    pub veths: Vec<Veth>,
+    pub sandboxes: Look<Sandboxes>,
     /// Everything that a plan has asked for.
     pub asked: Vec<Want>,
 }
@@ -104,17 +145,38 @@ impl Model {
             routes: Vec::new(),
             links: Vec::new(),
             addresses: Vec::new(),
+            bridges: Vec::new(),
+            links_on: Vec::new(),
+            nat: SeenNat::Table(None),
+            forward_drops: Vec::new(),
+            programs: vec![nat::PROGRAM],
+            sysctls: Vec::new(),
+            unreadable: None,
+            ledger: Ledger::default(),
+            persisted: None,
+            sysctl_files: Settings::default(),
             rp_filters: RpFilters { default: 2, ..RpFilters::default() },
             uplinks: Vec::new(),
             settled: None,
             recall: Recall::default(),
             pods: Ok(Vec::new()),
+            namespaces: Vec::new(),
+            occupied: Occupied::new(),
+            veths: Vec::new(),
+            sandboxes: Ok(Sandboxes::default()),
             asked: Vec::new(),
         };
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let (kind, rest) = line.split_once(' ').unwrap();
             match kind {
                 "link" => model.add_link(rest),
+                "bridge" => model.add_bridge(rest),
+                "sysctl" => {
+                    let (key, value) = rest.split_once(" = ").unwrap();
+                    model.sysctls.push((SysctlKey::from_path(key.as_bytes()), value.into()));
+                }
+                "netns" => model.add_netns(rest),
+                "veth" => model.add_veth(rest),
                 "rule" => model.add_rule(rest),
                 "route" => model.routes.push(route(rest)),
                 _ => panic!("{line}"),
@@ -129,12 +191,40 @@ impl Model {
         link.up = !words.contains(&"down");
         link.vrf_slave = words.contains(&"vrf");
         let index = link.dev.index;
-        let addresses = words.iter().filter_map(|word| word.parse::<IpInet>().ok().filter(|_| word.contains('/')));
-        let address = |inet: IpInet| Address { index, local: inet.address(), subnet: inet.network(), lasting: true };
-        self.addresses.extend(addresses.map(address));
+        let addresses = words.iter().filter(|word| word.contains('/')).map(|word| {
+            let (inet, more) = word.split_once('=').unwrap_or((word, ""));
+            let mut more = more.split(',');
+            let protocol = more.clone().find_map(|word| word.parse().ok());
+            address(index, inet.parse().unwrap(), protocol, more.any(|word| word == "secondary"))
+        });
+        self.addresses.extend(addresses);
         let rp = words.iter().find_map(|word| word.strip_prefix("rp=")).map_or(2, |rp| rp.parse().unwrap());
         self.rp_filters.links.push((index, rp));
         self.links.push(link);
+    }
+
+    fn add_bridge(&mut self, text: &str) {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let mtu = words.iter().find_map(|word| word.strip_prefix("mtu=")).map_or(1500, |mtu| mtu.parse().unwrap());
+        self.add_link(text);
+        let Link { dev, up, .. } = self.links.last().unwrap().clone();
+        self.bridges.push(SeenBridge { dev, up, mtu, stp: words.contains(&"stp"), ours: words.contains(&"ours") });
+    }
+
+    fn add_netns(&mut self, text: &str) {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let id = NetnsId { device: 4, inode: words[1].parse().unwrap(), changed: (0, 0) };
+        let name = NetnsName::new(words[0].as_bytes()).unwrap();
+        self.namespaces.push(SeenNetns { name, id: (!words.contains(&"file")).then_some(id) });
+        if words.contains(&"busy") {
+            self.occupied.insert(id, 100);
+        }
+    }
+
+    fn add_veth(&mut self, text: &str) {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let dev = link(words[0].parse().unwrap(), words[1]).dev;
+        self.veths.push(Veth { dev, peer: words[2].parse().unwrap() });
     }
 
     fn add_rule(&mut self, text: &str) {
@@ -179,6 +269,28 @@ impl Model {
             Want::Rules => seen.rules = Some(Ok(self.rules.clone())),
             Want::RpFilters => seen.rp_filters = Some(Ok(self.rp_filters.clone())),
             Want::Addresses => seen.addresses = Some(Ok(self.addresses.clone())),
+            Want::LinksOn(index) => drop(seen.links_on.insert(index, Ok(self.links_on.clone()))),
+            Want::Bridges => seen.bridges = Some(Ok(self.bridges.clone())),
+            Want::Ledger => seen.ledger = Some(Ok(self.ledger.clone())),
+            Want::Nat => seen.nat = Some(Ok(self.nat.clone())),
+            Want::ForwardDrops => seen.forward_drops = Some(Ok(self.forward_drops.clone())),
+            Want::Program(name) => drop(seen.programs.insert(name, Ok(self.programs.contains(&name)))),
+            Want::Sysctl(key) => {
+                let value = self.sysctls.iter().find(|(it, _)| *it == key).map(|(_, value)| value.clone());
+                let closed = self.unreadable.as_ref() == Some(&key);
+                seen.sysctls.insert(key, if closed { Err("Input/output error".into()) } else { Ok(value) });
+            }
+            Want::SysctlNames(directory) => {
+                let below = |(key, _): &(SysctlKey, String)| {
+                    let path = String::from_utf8(key.path()).unwrap();
+                    let rest = path.strip_prefix(&format!("{directory}/"))?;
+                    Some(rest.split('/').next()?.as_bytes().into())
+                };
+                let names = self.sysctls.iter().filter_map(below).collect();
+                seen.sysctl_names.insert(directory, Ok(names));
+            }
+            Want::Persisted => seen.persisted = Some(Ok(self.persisted.clone())),
+            Want::SysctlFiles => seen.sysctl_files = Some(Ok(self.sysctl_files.clone())),
             Want::Link(index) => drop(seen.links.insert(index, find(&|link| link.dev.index == index))),
             Want::Name(index) => {
                 let found = find(&|link| link.dev.index == index).map(|link| link.map(|link| link.dev.name));
@@ -195,6 +307,14 @@ impl Model {
             }
             Want::Recall => seen.recall = Some(Ok(self.recall.clone())),
             Want::Pods(_) => seen.pods = Some(self.pods.clone()),
+            Want::Namespaces => seen.namespaces = Some(Ok(self.namespaces.clone())),
+            Want::Occupied => seen.occupied = Some(Ok(self.occupied.clone())),
+            Want::Veths(names) => {
+                let named = self.veths.iter().filter(|veth| names.is_match(veth.dev.name.as_bytes()));
+                let veths = named.cloned().collect();
+                seen.veths.insert(names, Ok(veths));
+            }
+            Want::Sandboxes(_) => seen.sandboxes = Some(self.sandboxes.clone()),
             Want::Routes(set) => {
                 let inside = |route: &&SeenRoute| match set {
                     RouteSet::Table(family, table) => family_of(&route.to) == family && route.table == table,
@@ -215,8 +335,8 @@ impl Model {
                 assert!(!self.routes.iter().any(|it| key(it) == key(&new)), "{change}: File exists");
                 self.routes.push(new);
             }
-            Change::ReplaceRoute(route) => {
-                let new = as_seen(route);
+            Change::ReplaceRoute { new, .. } => {
+                let new = as_seen(new);
                 let old = |it: &&mut SeenRoute| (it.table, it.to, it.metric) == (new.table, new.to, new.metric);
                 *self.routes.iter_mut().find(old).unwrap() = new.clone();
             }
@@ -229,7 +349,50 @@ impl Model {
                 let found = self.rules.iter().position(|it| it.lookup().is_some_and(|it| is_taken_for(it, rule)));
                 self.rules.remove(found.unwrap());
             }
-            Change::SetSysctl { key, value } => {
+            Change::AddAddress(dev, inet) => {
+                let index = self.links.iter().find(|link| link.dev.name == *dev).unwrap().dev.index;
+                self.addresses.push(address(index, *inet, Some(PROTO_DECLARED), false));
+            }
+            Change::DeleteAddress(dev, inet) => {
+                let index = self.links.iter().find(|link| link.dev.name == *dev).unwrap().dev.index;
+                let gone =
+                    |it: &Address| (it.index, it.local, it.length) == (index, inet.address(), inet.network_length());
+                self.addresses.retain(|it| !gone(it));
+            }
+            Change::AddBridge(bridge) => {
+                let name = bridge.name.clone();
+                let dev = Dev { index: 100 + self.links.len() as u32, name };
+                self.links.push(Link { dev: dev.clone(), up: true, vrf_slave: false, hardware: Vec::new() });
+                let (mtu, stp) = (bridge.mtu.unwrap_or(1500), bridge.stp.unwrap_or(false));
+                self.bridges.push(SeenBridge { dev, up: bridge.up, mtu, stp, ours: true });
+            }
+            Change::SetBridge { new, .. } => {
+                let bridge = self.bridges.iter_mut().find(|it| it.dev.name == new.name).unwrap();
+                bridge.up = new.up;
+                bridge.mtu = new.mtu.unwrap_or(bridge.mtu);
+                bridge.stp = new.stp.unwrap_or(bridge.stp);
+            }
+            Change::DeleteBridge(bridge) => {
+                self.links.retain(|it| it.dev.name != bridge.name);
+                self.bridges.retain(|it| it.dev.name != bridge.name);
+            }
+            Change::SetMasquerade { rules, .. } => {
+                self.nat = SeenNat::Table(Some(seen_table(rules)));
+            }
+            Change::DeleteMasquerade => self.nat = SeenNat::Table(None),
+            Change::Persist { new, .. } => self.persisted = new.clone(),
+            Change::SetSysctl { key, value, then, .. } if self.sysctls.iter().any(|(it, _)| it == key) => {
+                for (key, value) in [(key, value)].into_iter().chain(then.iter().map(|(key, value)| (key, value))) {
+                    for (it, live) in &mut self.sysctls {
+                        let path = |key: &SysctlKey| String::from_utf8(key.path()).unwrap();
+                        if let Some(value) = carried(&path(key), value, &path(it)) {
+                            *live = value;
+                        }
+                    }
+                    self.sysctls.iter_mut().find(|(it, _)| it == key).unwrap().1 = value.clone();
+                }
+            }
+            Change::SetSysctl { key, value, .. } => {
                 let value = value.parse().unwrap();
                 let named = |link: &&Link| SysctlKey::rp_filter(&link.dev.name) == *key;
                 match self.links.iter().find(named).map(|link| link.dev.index) {
@@ -237,6 +400,8 @@ impl Model {
                     Some(index) => self.rp_filters.links.iter_mut().find(|(it, _)| *it == index).unwrap().1 = value,
                 }
             }
+            Change::DeleteNetns(name, _) => self.namespaces.retain(|it| it.name != *name),
+            Change::DeleteVeth(gone, _) => self.veths.retain(|it| it.dev != gone.dev && it.dev.index != gone.peer),
             Change::RestartPod(restart) => self.recall.memory.kube_proxy = restart.ended.clone(),
         }
     }
@@ -244,4 +409,9 @@ impl Model {
 
 fn as_seen(route: &Route) -> SeenRoute {
     SeenRoute::of(route, route.dev.as_ref().map(|dev| dev.index))
+}
+
+/// The nftables table as it is with these rules.
+pub fn seen_table(rules: &[Masquerade]) -> SeenTable {
+    SeenTable { whole: true, rules: rules.iter().map(Masquerade::conditions).collect() }
 }

@@ -1,29 +1,20 @@
-//! Calls crictl: arguments, never a shell; no longer than agreed; no more of its output than is sane.
+//! Calls crictl, and reads what it prints.
 
-use std::io::{self, ErrorKind, Read};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use serde::Deserialize;
+use serde_json::Value;
 
+use super::program::{self, ProgramError};
 use super::stop::Stop;
 use crate::net::one_line;
 use crate::pod::{Pod, PodId, PodQuery};
 
-/// More output than a list of one node's pods can be.
-const MOST_OUTPUT: usize = 8 << 20;
-/// crictl ends itself when its time is up, and says so. It gets this much longer to do it.
+/// crictl ends itself when its time is up, and says so. It gets this much longer to do it, but never
+/// as long again.
 const GRACE: Duration = Duration::from_secs(1);
-/// How often a running crictl is looked at.
-const TICK: u16 = 20;
-/// So much of crictl's last words is repeated.
-const LAST_WORDS: usize = 400;
 
 /// Why crictl did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +25,9 @@ pub enum CrictlError {
     /// This process was told to stop.
     #[error("told to stop while `{0}` ran; the next run goes on with it")]
     Stopped(String),
+    /// There is no such program on PATH.
+    #[error("{0}")]
+    Missing(String),
     /// Anything else.
     #[error("{0}")]
     Failed(String),
@@ -54,6 +48,84 @@ pub fn stop_pod(query: &PodQuery, id: &PodId, stop: &Stop) -> Result<(), CrictlE
 /// Removes a sandbox that is stopped.
 pub fn remove_pod(query: &PodQuery, id: &PodId, stop: &Stop) -> Result<(), CrictlError> {
     call(query, &query.args(&["rmp", id.as_str()]), stop).map(drop)
+}
+
+/// So many sandboxes are inspected by one call: each takes some ten kilobytes of output.
+const INSPECTED_AT_ONCE: usize = 50;
+
+/// The paths of the network namespaces of all sandboxes, whatever state they are in. Where there is no crictl there are
+/// none.
+pub fn namespaces(query: &PodQuery, stop: &Stop) -> Result<Vec<PathBuf>, CrictlError> {
+    let args = query.args(&["pods", "-o", "json"]);
+    let output = match call(query, &args, stop) {
+        Err(CrictlError::Missing(_)) => return Ok(Vec::new()),
+        other => other?,
+    };
+    let printed =
+        |args: &[String], why: String| CrictlError::Failed(format!("`{}` printed {why}", query.command(args)));
+    let listing: Listing =
+        serde_json::from_slice(&output).map_err(|error| printed(&args, format!("no list of pods: {error}")))?;
+    let ids: Result<Vec<PodId>, String> = listing.items.into_iter().map(|item| PodId::try_from(item.id)).collect();
+    let ids = ids.map_err(|why| printed(&args, why))?;
+    let mut paths = Vec::new();
+    for ids in ids.chunks(INSPECTED_AT_ONCE) {
+        let ids: Vec<&str> = ids.iter().map(PodId::as_str).collect();
+        let args = query.args(&[&["inspectp", "-o", "json"], ids.as_slice()].concat());
+        let output = call(query, &args, stop)?;
+        let found = inspected(&output, ids.len()).map_err(|why| printed(&args, why))?;
+        paths.extend(found);
+    }
+    Ok(paths)
+}
+
+/// Reads what `crictl inspectp -o json` prints: an object, or one after another, or a list of them.
+fn inspected(output: &[u8], sandboxes: usize) -> Result<Vec<PathBuf>, String> {
+    let mut seen = Vec::new();
+    for value in serde_json::Deserializer::from_slice(output).into_iter::<Value>() {
+        match value.map_err(|error| format!("no status of a sandbox: {error}"))? {
+            Value::Array(several) => seen.extend(several),
+            one => seen.push(one),
+        }
+    }
+    if seen.len() != sandboxes {
+        return Err(format!("the status of {} sandboxes, not of {sandboxes}", seen.len()));
+    }
+    let mut paths = Vec::new();
+    for sandbox in &seen {
+        let known = paths.len();
+        let info = sandbox.get("info").unwrap_or(&Value::Null);
+        paths_in(info, &mut paths);
+        // Nothing is there to be found where the pod is in the node's namespace, or its own is gone, or has no name.
+        let mode = sandbox.pointer("/status/linux/namespaces/options/network").and_then(Value::as_str);
+        let is_told = ["runtimeSpec", "sandboxMetadata"].iter().any(|key| info.get(key).is_some_and(Value::is_object));
+        let closed = info.get("netNamespaceClosed").and_then(Value::as_bool);
+        if paths.len() == known && mode != Some("NODE") && closed != Some(true) && !is_told {
+            return Err("a status that does not tell the network namespace of its sandbox".into());
+        }
+    }
+    Ok(paths)
+}
+
+/// All strings that look like the path of a named network namespace. Runtimes have it in several places
+/// (runtimeSpec.linux.namespaces, sandboxMetadata), and not all of them always: of a sandbox whose shim has died
+/// containerd has only the second.
+fn paths_in(value: &Value, paths: &mut Vec<PathBuf>) {
+    match value {
+        Value::String(text) => {
+            let path = Path::new(text);
+            if path.is_absolute() && path.parent().is_some_and(|parent| parent.ends_with("netns")) {
+                paths.push(path.into());
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| paths_in(value, paths)),
+        Value::Object(fields) => {
+            let is_network = fields.get("type").and_then(Value::as_str) == Some("network");
+            let path = fields.get("path").and_then(Value::as_str).filter(|path| is_network && !path.is_empty());
+            paths.extend(path.map(PathBuf::from));
+            fields.values().for_each(|value| paths_in(value, paths));
+        }
+        _ => {}
+    }
 }
 
 #[derive(Deserialize)]
@@ -98,118 +170,20 @@ fn parse(output: &[u8], query: &PodQuery) -> Result<Vec<Pod>, String> {
 /// Runs crictl to its end; its stdout.
 fn call(query: &PodQuery, args: &[String], stop: &Stop) -> Result<Vec<u8>, CrictlError> {
     let command = query.command(args);
-    let failed = |why: String| CrictlError::Failed(format!("`{command}` {why}"));
-    if stop.told() {
-        return Err(CrictlError::Stopped(command));
-    }
-    let spawned = Command::new(&query.crictl)
-        .args(args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        // A group of its own, so that what it starts ends with it.
-        .process_group(0)
-        .spawn();
-    let child = spawned.map_err(|error| {
-        let cure = "name its path in kube_proxy.crictl, or switch the section off: kube_proxy: {mode: off}";
-        failed(format!("cannot be started: {error}; {cure}"))
-    })?;
-    let mut running = Running { child, out: Vec::new(), err: Vec::new() };
-    let ended = running.wait(query.timeout + GRACE, stop);
-    running.end();
-    let words = last_words(&running.err);
-    match ended {
-        Ok(Some(status)) if status.success() => Ok(running.out),
-        Ok(Some(status)) => {
-            let how = match (status.code(), status.signal()) {
-                (Some(code), _) => format!("failed with exit code {code}"),
-                (None, signal) => format!("was ended by signal {}", signal.unwrap_or_default()),
-            };
-            let error = format!("`{command}` {how}{words}");
-            let gone = String::from_utf8_lossy(&running.err).contains("code = NotFound");
-            Err(if gone { CrictlError::NotFound(error) } else { CrictlError::Failed(error) })
+    let mut program = Command::new(&query.crictl);
+    program.args(args);
+    let time = query.timeout + GRACE.min(query.timeout);
+    program::run(program, Stdio::null(), &command, time, stop).map_err(|error| match error {
+        ProgramError::NotStarted(why) => {
+            let cure = "name its path in kube_proxy.crictl, or switch the section off: kube_proxy: {mode: off}";
+            let is_missing = !query.crictl.contains('/') && !program::is_on_path(&query.crictl);
+            let error = if is_missing { CrictlError::Missing } else { CrictlError::Failed };
+            error(format!("{why}; {cure}"))
         }
-        Ok(None) if stop.told() => Err(CrictlError::Stopped(command)),
-        Ok(None) => Err(failed(format!("did not end within {:?}{words}", query.timeout + GRACE))),
-        Err(error) => Err(failed(format!("was ended: {error}{words}"))),
-    }
-}
-
-/// The end of what it said on stderr.
-fn last_words(err: &[u8]) -> String {
-    let text = String::from_utf8_lossy(err);
-    let text = text.trim();
-    let cut = text.char_indices().rev().nth(LAST_WORDS).map_or(0, |(at, _)| at);
-    match text.get(cut..).unwrap_or_default() {
-        "" => String::new(),
-        words => format!(": {}", one_line(words)),
-    }
-}
-
-/// A child with what it has said so far.
-struct Running {
-    child: Child,
-    out: Vec<u8>,
-    err: Vec<u8>,
-}
-
-impl Running {
-    /// Reads what it says until it ends; `None` if its time is up or ours.
-    fn wait(&mut self, time: Duration, stop: &Stop) -> io::Result<Option<ExitStatus>> {
-        let deadline = Instant::now() + time;
-        let (mut out, mut err) = (self.child.stdout.take(), self.child.stderr.take());
-        for fd in [out.as_ref().map(AsFd::as_fd), err.as_ref().map(AsFd::as_fd)].into_iter().flatten() {
-            fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        ProgramError::Refused { ref said, .. } if said.contains("code = NotFound") => {
+            CrictlError::NotFound(error.to_string())
         }
-        loop {
-            let open = [out.as_ref().map(AsFd::as_fd), err.as_ref().map(AsFd::as_fd)].into_iter().flatten();
-            wait_for(open.collect())?;
-            // Asked before the last reading: what it has said by then is all there is.
-            let ended = self.child.try_wait()?;
-            drain(&mut out, &mut self.out)?;
-            drain(&mut err, &mut self.err)?;
-            if ended.is_some() || stop.told() || Instant::now() >= deadline {
-                return Ok(ended);
-            }
-        }
-    }
-
-    /// Ends it and all that it has started, if there is anything left of them.
-    fn end(&mut self) {
-        if let Ok(group) = i32::try_from(self.child.id()) {
-            // Fails where nothing is left of the group.
-            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
-        }
-        // Fails where it was waited for already.
-        let _ = self.child.wait();
-    }
-}
-
-/// Until there is something to read, or a moment has passed.
-fn wait_for(open: Vec<BorrowedFd<'_>>) -> io::Result<()> {
-    let mut fds: Vec<PollFd<'_>> = open.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
-    match poll(&mut fds, PollTimeout::from(TICK)) {
-        Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
-/// Reads what is there; closes the pipe at its end.
-fn drain(pipe: &mut Option<impl Read>, into: &mut Vec<u8>) -> io::Result<()> {
-    let mut chunk = [0; 64 << 10];
-    while let Some(open) = pipe {
-        match open.read(&mut chunk) {
-            Ok(0) => *pipe = None,
-            Ok(length) => {
-                into.extend(chunk.get(..length).unwrap_or_default());
-                if into.len() > MOST_OUTPUT {
-                    return Err(io::Error::other(format!("it printed more than {} MiB", MOST_OUTPUT >> 20)));
-                }
-            }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
+        ProgramError::Stopped => CrictlError::Stopped(command.clone()),
+        error => CrictlError::Failed(error.to_string()),
+    })
 }

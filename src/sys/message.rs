@@ -5,6 +5,7 @@
 //! interfaces, which need not be UTF-8, and are decoded from their attributes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use cidr::{IpCidr, IpInet};
 use rtnetlink::RouteMessageBuilder;
@@ -15,11 +16,15 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::netlink::{Attributes, NetlinkError, attributes, undecodable};
-use crate::net::{Dev, Family, IfName, Route, Rule, Scope, Selector};
-use crate::observed::{Address, Hop, Link, RouteSet, SeenRoute, SeenRule, Target};
+use crate::net::{ALIAS, Bridge, Dev, Family, IfName, PROTO_DECLARED, Route, Rule, Scope, Selector};
+use crate::observed::{Address, Hop, Link, RouteSet, SeenBridge, SeenRoute, SeenRule, Target};
 
 pub const RTM_NEWLINK: u16 = 16;
 pub const RTM_GETLINK: u16 = 18;
+pub const RTM_DELLINK: u16 = 17;
+pub const RTM_SETLINK: u16 = 19;
+pub const RTM_NEWADDR: u16 = 20;
+pub const RTM_DELADDR: u16 = 21;
 pub const RTM_GETADDR: u16 = 22;
 pub const RTM_NEWROUTE: u16 = 24;
 pub const RTM_DELROUTE: u16 = 25;
@@ -29,13 +34,27 @@ pub const RTM_DELRULE: u16 = 33;
 pub const RTM_GETRULE: u16 = 34;
 pub const RTM_GETNETCONF: u16 = 82;
 
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
+pub const AF_INET: u8 = 2;
+pub const AF_INET6: u8 = 10;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
 
 /// A body of a fixed header, and attributes.
 pub struct Body {
     header: Vec<u8>,
     attributes: Vec<DefaultNla>,
+}
+
+impl Body {
+    /// A header of this length that begins with these bytes, and no attribute.
+    pub fn new(mut header: Vec<u8>, length: usize) -> Body {
+        header.resize(length, 0);
+        Body { header, attributes: Vec::new() }
+    }
+
+    pub fn add(&mut self, attribute: DefaultNla) {
+        self.attributes.push(attribute);
+    }
 }
 
 impl Emitable for Body {
@@ -75,13 +94,149 @@ pub fn all_netconf() -> Body {
 
 /// Body of the question for one link (struct ifinfomsg), by index, or by name where there is one.
 pub fn one_link(index: u32, name: Option<&IfName>) -> Body {
-    const IFLA_IFNAME: u16 = 3;
     const IFLA_EXT_MASK: u16 = 29;
     const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
     let mut header = vec![0; 16];
     header.splice(4..8, index.to_ne_bytes());
     let mut attributes = vec![DefaultNla::new(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS.to_ne_bytes().into())];
     attributes.extend(name.map(|name| DefaultNla::new(IFLA_IFNAME, [name.as_bytes(), b"\0"].concat())));
+    Body { header, attributes }
+}
+
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_BR_STP_STATE: u16 = 5;
+const NLA_F_NESTED: u16 = 1 << 15;
+const IFF_UP: u32 = 1;
+const BRIDGE: &[u8] = b"bridge\0";
+
+fn nested(kind: u16, attributes: &[DefaultNla]) -> DefaultNla {
+    let mut value = vec![0; attributes.buffer_len()];
+    attributes.emit(&mut value);
+    DefaultNla::new(kind | NLA_F_NESTED, value)
+}
+
+/// Body of the dump of all bridges.
+pub fn all_bridges() -> Body {
+    let kind = DefaultNla::new(IFLA_INFO_KIND, BRIDGE.into());
+    let mut body = one_link(0, None);
+    body.attributes.push(nested(IFLA_LINKINFO, &[kind]));
+    body
+}
+
+/// The request that makes a bridge, or sets what is to be set on it.
+pub fn bridge(bridge: &Bridge) -> Body {
+    let mut header = vec![0; 16];
+    let up = if bridge.up { IFF_UP } else { 0 };
+    header.splice(8..12, up.to_ne_bytes());
+    header.splice(12..16, IFF_UP.to_ne_bytes());
+    let name = DefaultNla::new(IFLA_IFNAME, [bridge.name.as_bytes(), b"\0"].concat());
+    let mut attributes = vec![name];
+    attributes.extend(bridge.mtu.map(|mtu| DefaultNla::new(IFLA_MTU, mtu.to_ne_bytes().into())));
+    let mut info = vec![DefaultNla::new(IFLA_INFO_KIND, BRIDGE.into())];
+    let stp = bridge.stp.map(|stp| DefaultNla::new(IFLA_BR_STP_STATE, u32::from(stp).to_ne_bytes().into()));
+    info.extend(stp.map(|stp| nested(IFLA_INFO_DATA, &[stp])));
+    attributes.push(nested(IFLA_LINKINFO, &info));
+    Body { header, attributes }
+}
+
+/// The request that puts an alias on the link with this name; an empty one takes it away.
+pub fn alias(name: &IfName, alias: &str) -> Body {
+    let name = DefaultNla::new(IFLA_IFNAME, [name.as_bytes(), b"\0"].concat());
+    Body { header: vec![0; 16], attributes: vec![name, DefaultNla::new(IFLA_IFALIAS, alias.as_bytes().into())] }
+}
+
+/// Reads a bridge; `None` for a link of another kind, which an old kernel does not leave out.
+pub fn seen_bridge(payload: &[u8]) -> Result<Option<SeenBridge>, NetlinkError> {
+    let (mut kind_of, mut stp, mut mtu, mut ours) = (None, false, 0, false);
+    for attribute in attributes(payload, 16)? {
+        let (kind, value) = attribute?;
+        match kind {
+            IFLA_MTU => mtu = number(value)?,
+            IFLA_IFALIAS => ours = value.split(|byte| *byte == 0).next() == Some(ALIAS.as_bytes()),
+            IFLA_LINKINFO => {
+                for (kind, value) in Attributes::nested(value).flatten() {
+                    match kind {
+                        IFLA_INFO_KIND => kind_of = Some(value),
+                        IFLA_INFO_DATA => {
+                            let mut data = Attributes::nested(value).flatten();
+                            let state = data.find(|(kind, _)| *kind == IFLA_BR_STP_STATE);
+                            stp = state.map(|(_, value)| number(value)).transpose()?.is_some_and(|state| state != 0);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if kind_of != Some(BRIDGE) {
+        return Ok(None);
+    }
+    let Link { dev, up, .. } = seen_link(payload)?;
+    Ok(Some(SeenBridge { dev, up, mtu, stp, ours }))
+}
+
+/// Reads a veth: the link itself, and the index of its other end where that is in the same network namespace. `None`
+/// for a link of another kind.
+pub fn seen_veth(payload: &[u8]) -> Result<Option<(Dev, Option<u32>)>, NetlinkError> {
+    const IFLA_LINK: u16 = 5;
+    const IFLA_LINK_NETNSID: u16 = 37;
+    let (mut is_veth, mut peer, mut elsewhere) = (false, None, false);
+    for attribute in attributes(payload, 16)? {
+        let (kind, value) = attribute?;
+        match kind {
+            IFLA_LINK => peer = Some(number(value)?),
+            // Whatever its number: the kernel has none (-1) for a namespace that is just going.
+            IFLA_LINK_NETNSID => elsewhere = true,
+            IFLA_LINKINFO => {
+                let mut info = Attributes::nested(value).flatten();
+                is_veth = info.any(|(kind, value)| kind == IFLA_INFO_KIND && value == b"veth\0");
+            }
+            _ => {}
+        }
+    }
+    let peer = peer.filter(|peer| *peer != 0 && !elsewhere);
+    is_veth.then(|| Ok((seen_link(payload)?.dev, peer))).transpose()
+}
+
+/// The name of a link that is built on the one with this index (a VLAN, a macvlan); `None` for any other.
+pub fn name_on(payload: &[u8], index: u32) -> Result<Option<IfName>, NetlinkError> {
+    const IFLA_LINK: u16 = 5;
+    const IFLA_LINK_NETNSID: u16 = 37;
+    let (mut on, mut elsewhere) = (None, false);
+    for attribute in attributes(payload, 16)? {
+        match attribute? {
+            (IFLA_LINK, value) => on = Some(number(value)?),
+            (IFLA_LINK_NETNSID, _) => elsewhere = true,
+            _ => {}
+        }
+    }
+    if on != Some(index) || elsewhere { Ok(None) } else { seen_link(payload).map(|link| Some(link.dev.name)) }
+}
+
+/// The request that adds or deletes this address of the interface with this index.
+pub fn address(index: u32, address: &IpInet) -> Body {
+    const IFA_PROTO: u16 = 11;
+    const RT_SCOPE_UNIVERSE: u8 = 0;
+    const RT_SCOPE_HOST: u8 = 254;
+    let (family, bytes) = match address.address() {
+        IpAddr::V4(address) => (AF_INET, address.octets().to_vec()),
+        IpAddr::V6(address) => (AF_INET6, address.octets().to_vec()),
+    };
+    // As ip(8) does it.
+    let scope = if address.address().is_loopback() { RT_SCOPE_HOST } else { RT_SCOPE_UNIVERSE };
+    let mut header = vec![family, address.network_length(), 0, scope];
+    header.extend(index.to_ne_bytes());
+    let attributes = vec![
+        DefaultNla::new(IFA_LOCAL, bytes.clone()),
+        DefaultNla::new(IFA_ADDRESS, bytes),
+        DefaultNla::new(IFA_PROTO, vec![PROTO_DECLARED]),
+    ];
     Body { header, attributes }
 }
 
@@ -290,10 +445,7 @@ pub fn seen_rule(payload: &[u8]) -> Result<Option<SeenRule>, NetlinkError> {
 
 /// Reads a link (struct ifinfomsg, IFLA_*).
 pub fn seen_link(payload: &[u8]) -> Result<Link, NetlinkError> {
-    const IFF_UP: u32 = 1;
     const IFLA_ADDRESS: u16 = 1;
-    const IFLA_IFNAME: u16 = 3;
-    const IFLA_LINKINFO: u16 = 18;
     const IFLA_INFO_SLAVE_KIND: u16 = 4;
     let (mut dev_name, mut vrf_slave, mut hardware) = (None, false, Vec::new());
     for attribute in attributes(payload, 16)? {
@@ -316,10 +468,11 @@ pub fn seen_link(payload: &[u8]) -> Result<Link, NetlinkError> {
 
 /// Reads an address; `None` for one of a family that is not IP (struct ifaddrmsg, IFA_*).
 pub fn seen_address(payload: &[u8]) -> Result<Option<Address>, NetlinkError> {
-    const IFA_ADDRESS: u16 = 1;
-    const IFA_LOCAL: u16 = 2;
+    const IFA_CACHEINFO: u16 = 6;
     const IFA_FLAGS: u16 = 8;
+    const IFA_PROTO: u16 = 11;
     const IFA_F_TEMPORARY: u32 = 1; // of IPv6; of IPv4 the same bit says that it is a secondary one
+    const IFA_F_DADFAILED: u32 = 8;
     const IFA_F_TENTATIVE: u32 = 0x40;
     const RT_SCOPE_UNIVERSE: u8 = 0;
     let header = payload.first_chunk::<8>().ok_or_else(|| undecodable("an address ends within its header"))?;
@@ -328,13 +481,16 @@ pub fn seen_address(payload: &[u8]) -> Result<Option<Address>, NetlinkError> {
     if !matches!(family, AF_INET | AF_INET6) {
         return Ok(None);
     }
-    let (mut address, mut local) = (None, None);
+    let (mut address, mut local, mut protocol, mut created) = (None, None, None, 0);
     for attribute in attributes(payload, header.len())? {
         let (kind, value) = attribute?;
         match kind {
             IFA_ADDRESS => address = Some(ip_of(value)?),
             IFA_LOCAL => local = Some(ip_of(value)?),
+            // struct ifa_cacheinfo: the third number is the time, in hundredths of a second.
+            IFA_CACHEINFO => created = number(value.get(8..).unwrap_or_default())?,
             IFA_FLAGS => flags = number(value)?,
+            IFA_PROTO => protocol = value.first().copied(),
             _ => {}
         }
     }
@@ -346,7 +502,18 @@ pub fn seen_address(payload: &[u8]) -> Result<Option<Address>, NetlinkError> {
     let passing = if family == AF_INET6 { IFA_F_TEMPORARY | IFA_F_TENTATIVE } else { 0 };
     let link_local = matches!(local, IpAddr::V4(address) if address.is_link_local());
     let lasting = scope == RT_SCOPE_UNIVERSE && flags & passing == 0 && !link_local;
-    Ok(Some(Address { index: u32::from_ne_bytes(index), local, subnet, lasting }))
+    Ok(Some(Address {
+        index: u32::from_ne_bytes(index),
+        local,
+        length,
+        has_peer: on_link != local,
+        subnet,
+        lasting,
+        secondary: family == AF_INET && flags & IFA_F_TEMPORARY != 0,
+        duplicate: family == AF_INET6 && flags & IFA_F_DADFAILED != 0,
+        protocol,
+        created: Duration::from_millis(u64::from(created) * 10),
+    }))
 }
 
 /// Reads an interface's rp_filter (struct netconfmsg, NETCONFA_*). `all` has the index -1, `default` -2.
@@ -368,19 +535,19 @@ pub fn seen_netconf(payload: &[u8]) -> Result<Option<(i32, i32)>, NetlinkError> 
     Ok(index.zip(rp_filter).filter(|_| payload.first() == Some(&AF_INET)))
 }
 
-fn address_family(family: Family) -> u8 {
+pub fn address_family(family: Family) -> u8 {
     match family {
         Family::V4 => AF_INET,
         Family::V6 => AF_INET6,
     }
 }
 
-fn number(value: &[u8]) -> Result<u32, NetlinkError> {
+pub fn number(value: &[u8]) -> Result<u32, NetlinkError> {
     let bytes = value.first_chunk().ok_or_else(|| undecodable("a number of less than 4 bytes"))?;
     Ok(u32::from_ne_bytes(*bytes))
 }
 
-fn ip_of(value: &[u8]) -> Result<IpAddr, NetlinkError> {
+pub fn ip_of(value: &[u8]) -> Result<IpAddr, NetlinkError> {
     if let Ok(bytes) = <[u8; 4]>::try_from(value) {
         return Ok(bytes.into());
     }
@@ -388,12 +555,12 @@ fn ip_of(value: &[u8]) -> Result<IpAddr, NetlinkError> {
     Ok(bytes.into())
 }
 
-fn prefix(value: &[u8], length: u8) -> Result<IpCidr, NetlinkError> {
+pub fn prefix(value: &[u8], length: u8) -> Result<IpCidr, NetlinkError> {
     // The kernel stores a rule's prefix as it was given, bits behind it included.
     Ok(IpInet::new(ip_of(value)?, length).map_err(undecodable)?.network())
 }
 
-fn name(value: &[u8]) -> Result<IfName, NetlinkError> {
+pub fn name(value: &[u8]) -> Result<IfName, NetlinkError> {
     let name = value.split(|byte| *byte == 0).next().unwrap_or_default();
     IfName::new(name).ok_or_else(|| undecodable("the name of an interface is none"))
 }
@@ -476,7 +643,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_bytes_make_a_reader_panic(bytes in proptest::collection::vec(0_u8.., 0..120)) {
-            let _ = (seen_rule(&bytes), seen_link(&bytes), seen_address(&bytes), seen_netconf(&bytes));
+            let _ = (seen_rule(&bytes), seen_link(&bytes), seen_veth(&bytes), seen_address(&bytes), seen_netconf(&bytes));
             let _ = seen_route(&bytes, &RouteSet::Table(Family::V4, 7));
         }
 

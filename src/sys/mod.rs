@@ -1,55 +1,88 @@
 //! The only code that touches the system: it looks, and it applies. It decides nothing.
 
 mod crictl;
+mod fib;
+pub mod file;
 mod lock;
 mod message;
 mod netlink;
+mod netns;
+mod nftables;
+mod program;
+mod root;
 mod state;
 mod stop;
 mod sysctl;
+pub mod systemd;
 
 use std::fmt::Display;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, Write};
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
+use cidr::IpInet;
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
 use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 
 use crictl::CrictlError;
+pub use fib::FibReader;
 pub use lock::{Held, Lock};
-use message::{RTM_DELROUTE, RTM_DELRULE, RTM_GETADDR, RTM_GETLINK, RTM_GETNETCONF, RTM_GETROUTE, RTM_GETRULE};
-use message::{RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE};
+use message::{RTM_DELADDR, RTM_DELLINK, RTM_DELROUTE, RTM_DELRULE, RTM_GETADDR, RTM_GETLINK, RTM_GETNETCONF};
+use message::{RTM_GETROUTE, RTM_GETRULE, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE, RTM_NEWRULE, RTM_SETLINK};
 use netlink::{Netlink, NetlinkError};
+use program::ProgramError;
+pub use root::{ConfFiles, Root};
 use rustix::fs::RawDir;
 use stop::Stop;
 
 use crate::change::{Change, RestartPod};
 use crate::desired::Pattern;
-use crate::memory::{Knowledge, Memory, Note, Recall, Uplink};
-use crate::net::IfName;
-use crate::observed::{Address, Link, Look, Observed, RouteSet, RpFilters, SeenRoute, SeenRule, Want};
+use crate::memory::{AddedAddress, Knowledge, Memory, Note, Recall, SetSysctl, Uplink};
+use crate::nat;
+use crate::net::{ALIAS, Bridge, Dev, IfName, SysctlKey, one_line};
+use crate::netns::{NetnsName, Sandboxes, Veth};
+use crate::observed::{Address, Link, Look, Observed, RouteSet, RpFilters, SeenBridge, SeenRoute, SeenRule, Want};
 use crate::pod::{Pod, PodId, PodQuery};
+use crate::sysctl_d::{OURS, Settings};
 
 /// How often it is asked whether a new sandbox is ready.
 const POLL: Duration = Duration::from_millis(500);
+/// How long nft may take. It waits for others that write nftables, who take milliseconds.
+const NFT_TIME: Duration = Duration::from_secs(10);
 
 /// This node, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub struct Node {
     netlink: Netlink,
+    /// The way to nftables, once it was needed.
+    netfilter: Option<Netlink>,
     state_dir: PathBuf,
+    durable_dir: PathBuf,
     patient: bool,
     stop: Stop,
     /// What is in the state directory, once it was read or written.
     memory: Option<Memory>,
+    /// When it was first asked for the time, on the clock that counts from boot.
+    begun: Option<Duration>,
     /// How many interfaces there are, where that was seen.
     links: Option<usize>,
+    /// The sysctls that have got back what was there before.
+    disowned: Vec<Vec<u8>>,
+}
+
+/// What became of a change that did not fail.
+#[derive(Debug)]
+pub struct Applied {
+    /// Whether it was this call that changed something: it was not so already.
+    pub made: bool,
+    /// What there is to tell of it.
+    pub told: Option<String>,
 }
 
 /// Why a change was not made.
@@ -58,6 +91,9 @@ pub enum ApplyError {
     /// This process may not.
     #[error("{0}; changing the network takes the capability CAP_NET_ADMIN in its user namespace")]
     NotPermitted(String),
+    /// This process may not, and lacks what is named here.
+    #[error("{0}")]
+    Lacks(String),
     /// Anything else, in the words of the kernel or of the program.
     #[error("{0}")]
     Refused(String),
@@ -74,14 +110,18 @@ pub fn has_net_admin() -> io::Result<bool> {
 }
 
 impl Node {
-    /// Opens the way to the kernel. A node that is not `patient` answers at once what takes time to answer.
+    /// Opens the way to the kernel. `durable_dir` is for what outlives a boot. A node that is not `patient` answers at once what takes time to answer.
     ///
     /// # Errors
     ///
     /// There is no netlink socket to be had.
-    pub fn open(state_dir: &Path, patient: bool) -> anyhow::Result<Node> {
-        let netlink = Netlink::open()?;
-        Ok(Node { netlink, state_dir: state_dir.into(), patient, stop: Stop::default(), memory: None, links: None })
+    pub fn open(state_dir: &Path, durable_dir: &Path, patient: bool) -> anyhow::Result<Node> {
+        let (state_dir, durable_dir) = (state_dir.into(), durable_dir.into());
+        let (netlink, netfilter) = (Netlink::open()?, None);
+        let stop = Stop::default();
+        let (memory, begun, links) = (None, None, None);
+        let disowned = Vec::new();
+        Ok(Node { netlink, netfilter, state_dir, durable_dir, patient, stop, memory, begun, links, disowned })
     }
 
     /// Looks at each of these, and puts what was seen, or why it could not be seen, into `observed`.
@@ -111,6 +151,35 @@ impl Node {
                 Want::Addresses => {
                     observed.addresses = Some(failed("the addresses of all interfaces", self.addresses()));
                 }
+                Want::LinksOn(index) => {
+                    let links = self
+                        .netlink
+                        .dump(RTM_GETLINK, &message::one_link(0, None), |link| message::name_on(link, index));
+                    observed.links_on.insert(index, failed("the links on another", links));
+                }
+                Want::Bridges => observed.bridges = Some(failed("the bridges", self.bridges())),
+                Want::Nat => {
+                    let seen = nftables::nat(&mut self.netfilter);
+                    observed.nat = Some(failed("our table of nftables", seen));
+                }
+                Want::ForwardDrops => {
+                    let seen = nftables::forward_drops(&mut self.netfilter);
+                    observed.forward_drops = Some(failed("the chains of nftables that forward", seen));
+                }
+                Want::Program(name) => drop(observed.programs.insert(name, Ok(program::is_on_path(name)))),
+                Want::Sysctl(key) => {
+                    let value = failed(&format!("the sysctl {key}"), sysctl::read(&key));
+                    observed.sysctls.insert(key, value);
+                }
+                Want::SysctlNames(directory) => {
+                    let names = failed(&format!("/proc/sys/{directory}"), sysctl::names(&directory));
+                    observed.sysctl_names.insert(directory, names);
+                }
+                Want::Persisted => observed.persisted = Some(failed(OURS, sysctl::persisted())),
+                Want::SysctlFiles => observed.sysctl_files = Some(failed("sysctl.d", sysctl_files())),
+                Want::Ledger => {
+                    observed.ledger = Some(failed("what node-fixer has made", state::ledger(&self.durable_dir)))
+                }
                 Want::Uplinks(names) => observed.uplinks = Some(failed("the uplinks", self.uplinks(&names))),
                 Want::SettledUplinks(names, settle) => {
                     observed.settled_uplinks = Some(failed("the uplinks", self.settled_uplinks(&names, settle)));
@@ -119,11 +188,26 @@ impl Node {
                     observed.recall = Some(failed("what the last run remembered", self.recall()));
                 }
                 Want::Pods(query) => observed.pods = Some(failed("the pods", self.pods(&query))),
+                Want::Namespaces => {
+                    let seen = netns::names().map_err(|error| format!("{error:#}"));
+                    observed.namespaces = Some(failed("the network namespaces", seen));
+                }
+                Want::Occupied => {
+                    let seen = netns::occupied().map_err(|error| format!("{error:#}"));
+                    observed.occupied = Some(failed("the network namespaces of all processes", seen));
+                }
+                Want::Veths(names) => {
+                    let seen = failed("the veths", self.veths(&names));
+                    observed.veths.insert(names, seen);
+                }
+                Want::Sandboxes(query) => {
+                    observed.sandboxes = Some(failed("the sandboxes of pods", self.sandboxes(&query)));
+                }
             }
         }
     }
 
-    /// Makes one change. Returns what there is to tell of it, if anything.
+    /// Makes one change.
     ///
     /// What is there already (EEXIST) or gone meanwhile (ENOENT, ESRCH, ENODEV) is no error: whether all is as
     /// it should be is for the second look to say.
@@ -131,30 +215,127 @@ impl Node {
     /// # Errors
     ///
     /// What the kernel said.
-    pub fn apply(&mut self, change: &Change) -> Result<Option<String>, ApplyError> {
+    pub fn apply(&mut self, change: &Change) -> Result<Applied, ApplyError> {
         let add = NLM_F_CREATE | NLM_F_EXCL;
         let netlink = &mut self.netlink;
         let result = match change {
             Change::AddRoute(route) => netlink.change(RTM_NEWROUTE, add, &message::route(route)),
-            Change::ReplaceRoute(route) => {
-                netlink.change(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &message::route(route))
+            Change::ReplaceRoute { new, .. } => {
+                netlink.change(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &message::route(new))
             }
             Change::DeleteRoute(route) => netlink.change(RTM_DELROUTE, 0, &message::route(route)),
             Change::AddRule(rule) => message::rule(rule).and_then(|rule| netlink.change(RTM_NEWRULE, add, &rule)),
             Change::DeleteRule(rule) => message::rule(rule).and_then(|rule| netlink.change(RTM_DELRULE, 0, &rule)),
-            Change::SetSysctl { key, value } => return sysctl::write(key, value).or_else(judge).map(|()| None),
-            Change::RestartPod(restart) => return self.restart(restart).map(Some).map_err(ApplyError::Refused),
+            Change::AddAddress(dev, address) => self.change_address(RTM_NEWADDR, add, dev, address),
+            Change::DeleteAddress(dev, address) => self.change_address(RTM_DELADDR, 0, dev, address),
+            Change::AddBridge(bridge) => self.add_bridge(bridge),
+            Change::SetBridge { new, .. } => netlink.change(RTM_NEWLINK, 0, &message::bridge(new)),
+            Change::DeleteBridge(bridge) => netlink.change(RTM_DELLINK, 0, &message::bridge(bridge)),
+            Change::SetMasquerade { rules, .. } => return self.nft(&nat::replacement(rules)),
+            Change::DeleteMasquerade => return self.nft(&nat::removal()),
+            Change::SetSysctl { key, value, then, .. } => {
+                for (key, value) in [(key, value)].into_iter().chain(then.iter().map(|(key, value)| (key, value))) {
+                    sysctl::write(key, value).or_else(judge)?;
+                }
+                self.disown(key, value);
+                return Ok(Applied { made: true, told: None });
+            }
+            Change::Persist { new, .. } => {
+                sysctl::persist(new.as_deref()).map_err(ApplyError::Refused)?;
+                return Ok(Applied { made: true, told: None });
+            }
+            Change::DeleteNetns(name, id) => {
+                return netns::remove(name, *id).map(|made| Applied { made, told: None });
+            }
+            Change::DeleteVeth(veth, of) => self.delete_veth(veth, of.as_ref())?,
+            Change::RestartPod(restart) => {
+                let told = self.restart(restart).map_err(ApplyError::Refused)?;
+                return Ok(Applied { made: true, told: Some(told) });
+            }
         };
         match result {
             Err(NetlinkError::Refused {
                 errno: Errno::EEXIST | Errno::ENOENT | Errno::ESRCH | Errno::ENODEV, ..
-            }) => Ok(None),
+            }) => Ok(Applied { made: false, told: None }),
+            // Of an address: there is no such one any more.
+            Err(NetlinkError::Refused { errno: Errno::EADDRNOTAVAIL, .. })
+                if matches!(change, Change::DeleteAddress(..)) =>
+            {
+                Ok(Applied { made: false, told: None })
+            }
             // EACCES is something else: "IPv6 is disabled on nexthop device", for one.
             Err(error @ NetlinkError::Refused { errno: Errno::EPERM, .. }) => {
                 Err(ApplyError::NotPermitted(error.to_string()))
             }
-            other => other.map(|()| None).map_err(|error| ApplyError::Refused(error.to_string())),
+            Err(error) => Err(ApplyError::Refused(error.to_string())),
+            Ok(()) => Ok(Applied { made: true, told: None }),
         }
+    }
+
+    /// Forgets that this sysctl was ours, where it has got back what was there before: who sets it now is another.
+    /// Where the ledger cannot be written, it says a moment too much.
+    fn disown(&mut self, key: &SysctlKey, value: &str) {
+        let is_over = |it: &SetSysctl| it.before == value && it.value != value && it.key.as_bytes() == key.path();
+        if state::ledger(&self.durable_dir).is_ok_and(|ledger| ledger.sysctls.iter().any(is_over)) {
+            let _ = state::update_ledger(&self.durable_dir, |ledger| ledger.sysctls.retain(|it| !is_over(it)));
+            self.disowned.push(key.path());
+        }
+    }
+
+    /// Has nft carry out these commands, in one transaction.
+    fn nft(&mut self, commands: &str) -> Result<Applied, ApplyError> {
+        self.listen().map_err(ApplyError::Refused)?;
+        // A file in memory holds more than an argument and, other than a pipe, waits for no reader.
+        let input = || -> io::Result<File> {
+            let mut file = File::from(rustix::fs::memfd_create(nat::PROGRAM, rustix::fs::MemfdFlags::CLOEXEC)?);
+            file.write_all(commands.as_bytes())?;
+            file.rewind()?;
+            Ok(file)
+        };
+        let input = input().map_err(|error| ApplyError::Refused(format!("no memory for the input of nft: {error}")))?;
+        let mut program = Command::new(nat::PROGRAM);
+        program.args(["-f", "-"]);
+        match program::run(program, input.into(), nat::PROGRAM, NFT_TIME, &self.stop) {
+            Ok(_) => Ok(Applied { made: true, told: None }),
+            Err(ProgramError::Refused { error, said }) => {
+                // It repeats the commands and points at a place in them. What is wrong it says in a line that begins so.
+                let why: Vec<&str> =
+                    said.lines().filter_map(|line| line.split_once("Error: ")).map(|it| it.1).collect();
+                let why = if why.is_empty() { error } else { format!("nft: {}", one_line(&why.join("; "))) };
+                let denied = said.contains("Operation not permitted");
+                Err(if denied { ApplyError::NotPermitted(why) } else { ApplyError::Refused(why) })
+            }
+            Err(error) => Err(ApplyError::Refused(error.to_string())),
+        }
+    }
+
+    fn change_address(&mut self, kind: u16, flags: u16, dev: &IfName, address: &IpInet) -> Result<(), NetlinkError> {
+        let link = self.link(0, Some(dev))?.ok_or(Errno::ENODEV)?;
+        let changed = self.netlink.change(kind, flags, &message::address(link.dev.index, address));
+        if let Err(NetlinkError::Refused { errno: Errno::EEXIST, .. }) = changed {
+            // Somebody was faster: it is theirs. Where the ledger cannot be written, it says a moment too much.
+            let is_it = |entry: &AddedAddress| entry.dev.as_bytes() == dev.as_bytes() && entry.address == *address;
+            let _ = state::update_ledger(&self.durable_dir, |ledger| ledger.addresses.retain(|it| !is_it(it)));
+        }
+        changed
+    }
+
+    /// Makes a bridge and marks it, in one go: none of ours is ever left without its mark.
+    fn add_bridge(&mut self, bridge: &Bridge) -> Result<(), NetlinkError> {
+        let mark = |alias| message::alias(&bridge.name, alias);
+        let add = (RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &message::bridge(bridge));
+        let [made, marked] = self.netlink.change_both(add, (RTM_SETLINK, 0, &mark(ALIAS)));
+        match (made, marked) {
+            // Somebody else made one of this name since the look. The mark is not for it.
+            (Err(error), Ok(())) => self.netlink.change(RTM_SETLINK, 0, &mark("")).and(Err(error)),
+            // Better none than one that nobody would ever know for ours.
+            (Ok(()), Err(error)) => self.netlink.change(RTM_DELLINK, 0, &message::bridge(bridge)).and(Err(error)),
+            (made, marked) => made.and(marked),
+        }
+    }
+
+    fn bridges(&mut self) -> Result<Vec<SeenBridge>, NetlinkError> {
+        self.netlink.dump(RTM_GETLINK, &message::all_bridges(), message::seen_bridge)
     }
 
     fn rules(&mut self) -> Result<Vec<SeenRule>, NetlinkError> {
@@ -267,6 +448,63 @@ impl Node {
         crictl::pods(query, &self.stop)
     }
 
+    /// The veths whose names match, if both ends are here.
+    fn veths(&mut self, names: &Pattern) -> anyhow::Result<Vec<Veth>> {
+        let mut veths = Vec::new();
+        for name in self.link_names(names)? {
+            if let Some((dev, Some(peer))) = self.veth(0, Some(&name))?
+                && let Some((_, Some(back))) = self.veth(peer, None)?
+                && back == dev.index
+            {
+                veths.push(Veth { dev, peer });
+            }
+        }
+        veths.sort_by(|a, b| a.dev.name.cmp(&b.dev.name));
+        Ok(veths)
+    }
+
+    /// A veth, and the index of its other end where that is here; `None` if it is no veth, or is gone.
+    fn veth(&mut self, index: u32, name: Option<&IfName>) -> Result<Option<(Dev, Option<u32>)>, NetlinkError> {
+        let mut seen = None;
+        let got = self.netlink.get(RTM_GETLINK, &message::one_link(index, name), &mut |kind, link| {
+            if kind == RTM_NEWLINK {
+                seen = message::seen_veth(link)?;
+            }
+            Ok(())
+        });
+        match got {
+            Err(NetlinkError::Refused { errno: Errno::ENODEV, .. }) => Ok(None),
+            other => other.map(|()| seen),
+        }
+    }
+
+    /// Deletes a veth if it is still as it was seen.
+    fn delete_veth(&mut self, veth: &Veth, of: Option<&NetnsName>) -> Result<Result<(), NetlinkError>, ApplyError> {
+        if let Some(name) = of.filter(|name| netns::exists(name)) {
+            return Err(ApplyError::Refused(format!("the namespace {name} is there; its links are left alone")));
+        }
+        match self.veth(veth.dev.index, None) {
+            Ok(None) => Ok(Err(Errno::ENODEV.into())),
+            Ok(Some(now)) if now == (veth.dev.clone(), Some(veth.peer)) => {
+                Ok(self.netlink.change(RTM_DELLINK, 0, &message::one_link(veth.dev.index, None)))
+            }
+            Ok(Some(_)) => Err(ApplyError::Refused("it is not as it was by now; it is left alone".into())),
+            Err(error) => Err(ApplyError::Refused(error.to_string())),
+        }
+    }
+
+    fn sandboxes(&mut self, query: &PodQuery) -> Result<Sandboxes, CrictlError> {
+        self.listen().map_err(CrictlError::Failed)?;
+        let mut seen = Sandboxes::default();
+        for path in crictl::namespaces(query, &self.stop)? {
+            let id = netns::id_at(&path);
+            let id = id.map_err(|error| CrictlError::Failed(format!("cannot look at {}: {error}", path.display())))?;
+            seen.ids.extend(id);
+            seen.names.extend(path.file_name().and_then(|name| NetnsName::new(name.as_encoded_bytes())));
+        }
+        Ok(seen)
+    }
+
     fn listen(&mut self) -> Result<(), String> {
         self.stop.listen().map_err(|error| format!("cannot listen for signals: {error}"))
     }
@@ -277,6 +515,13 @@ impl Node {
     ///
     /// The state directory cannot be written.
     pub fn remember(&mut self, note: Note) -> io::Result<()> {
+        if let Note::Addresses(_) | Note::Sysctls(_) = note {
+            return state::update_ledger(&self.durable_dir, |ledger| {
+                ledger.take(note);
+                // What a failure took back is planned once more, to be told of; it is not set again by this run.
+                ledger.sysctls.retain(|it| !self.disowned.iter().any(|over| over == it.key.as_bytes()));
+            });
+        }
         let mut memory = self.recall()?.memory;
         memory.take(note);
         state::remember(&self.state_dir, &memory)?;
@@ -289,7 +534,12 @@ impl Node {
         self.stop.told()
     }
 
-    fn recall(&mut self) -> io::Result<Recall> {
+    /// What is remembered so far, with the time.
+    ///
+    /// # Errors
+    ///
+    /// There is no clock.
+    pub fn recall(&mut self) -> io::Result<Recall> {
         let state_dir = &self.state_dir;
         let mut memory = self.memory.get_or_insert_with(|| state::recall(state_dir)).clone();
         if !self.patient {
@@ -297,8 +547,10 @@ impl Node {
             memory.kube_proxy.retry = None;
         }
         let boot = boot_time()?;
+        let begun = *self.begun.get_or_insert(boot);
+        let awake = clock_gettime(ClockId::CLOCK_MONOTONIC)?.into();
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Ok(Recall { memory, wall, boot })
+        Ok(Recall { memory, wall, boot, awake, begun })
     }
 
     /// Restarts a pod. What is about to happen is remembered before it happens: whoever comes after an end in the
@@ -365,6 +617,13 @@ impl Node {
     }
 }
 
+/// What the files of sysctl.d(5) say. One that cannot be read may say anything.
+fn sysctl_files() -> Result<Settings, String> {
+    let root = Root::open(Path::new("/")).map_err(|error| error.to_string())?;
+    let (settings, unread) = root.sysctl_settings();
+    if unread.is_empty() { Ok(settings) } else { Err(unread.join("; ")) }
+}
+
 fn boot_time() -> io::Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_BOOTTIME)?.into())
 }
@@ -404,6 +663,12 @@ fn describe(set: &RouteSet) -> String {
 fn judge(error: io::Error) -> Result<(), ApplyError> {
     match error.kind() {
         io::ErrorKind::NotFound => Ok(()),
+        // Not for the want of the capability: the key is there to be read (EACCES).
+        io::ErrorKind::PermissionDenied
+            if error.raw_os_error() == Some(Errno::EACCES as i32) && has_net_admin().unwrap_or(false) =>
+        {
+            Err(ApplyError::Refused(format!("{error}; the kernel lets nobody write it")))
+        }
         io::ErrorKind::PermissionDenied => Err(ApplyError::NotPermitted(error.to_string())),
         _ => Err(ApplyError::Refused(error.to_string())),
     }

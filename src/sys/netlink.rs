@@ -1,4 +1,4 @@
-//! One blocking rtnetlink socket: send a request, read the answer to its end.
+//! One blocking netlink socket, of rtnetlink or of nftables: send a request, read the answer to its end.
 //!
 //! An answer counts only when it is whole. The kernel reports a failed dump in NLMSG_DONE, marks an interrupted
 //! one with NLM_F_DUMP_INTR on any of its messages, and drops what does not fit the socket's buffer (ENOBUFS);
@@ -69,18 +69,28 @@ impl From<Errno> for NetlinkError {
     }
 }
 
-/// An rtnetlink socket.
+/// A netlink socket.
 #[derive(Debug)]
 pub struct Netlink {
+    protocol: SockProtocol,
     socket: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
 }
 
 impl Netlink {
-    /// Opens a socket in the network namespace of this thread.
+    /// Opens an rtnetlink socket in the network namespace of this thread.
     pub fn open() -> Result<Netlink, NetlinkError> {
-        Ok(Netlink { socket: open_socket()?, sequence: 0, buffer: vec![0; BUFFER] })
+        Netlink::of(SockProtocol::NetlinkRoute)
+    }
+
+    /// Opens one to nftables.
+    pub fn open_netfilter() -> Result<Netlink, NetlinkError> {
+        Netlink::of(SockProtocol::NetlinkNetFilter)
+    }
+
+    fn of(protocol: SockProtocol) -> Result<Netlink, NetlinkError> {
+        Ok(Netlink { protocol, socket: open_socket(protocol)?, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
     /// The name of the interface with this index; `None` if there is none. (Any socket answers SIOCGIFNAME.)
@@ -98,6 +108,22 @@ impl Netlink {
     pub fn change(&mut self, kind: u16, flags: u16, body: &impl Emitable) -> Result<(), NetlinkError> {
         let request = self.request(kind, flags | NLM_F_ACK, body);
         self.exchange(&request, &mut |_, _| Ok(()))
+    }
+
+    /// Has two things changed, the second even if the first is refused. They are one message to the kernel, which does
+    /// both before this process can be ended. Returns what became of each.
+    pub fn change_both(
+        &mut self,
+        (kind, flags, body): (u16, u16, &impl Emitable),
+        (next_kind, next_flags, next_body): (u16, u16, &impl Emitable),
+    ) -> [Result<(), NetlinkError>; 2] {
+        let mut request = self.request(kind, flags | NLM_F_ACK, body);
+        let first = self.sequence;
+        request.extend(self.request(next_kind, next_flags | NLM_F_ACK, next_body));
+        if let Err(error) = retry(|| send(self.socket.as_raw_fd(), &request, MsgFlags::empty())) {
+            return [Err(error.into()), Err(error.into())];
+        }
+        [first, self.sequence].map(|sequence| self.answer(sequence, &mut |_, _| Ok(())))
     }
 
     /// Asks for one object. `each` is given the type and the body of the answer.
@@ -124,7 +150,7 @@ impl Netlink {
             match done {
                 Err(NetlinkError::Interrupted | NetlinkError::Refused { errno: Errno::ENOBUFS | Errno::EBUSY, .. }) => {
                     // The rest of the old answer may still be under way: a new socket has none of it.
-                    self.socket = open_socket()?;
+                    self.socket = open_socket(self.protocol)?;
                 }
                 other => return other.map(|()| found),
             }
@@ -149,7 +175,11 @@ impl Netlink {
     /// Sends a request and reads its answer to the end.
     fn exchange(&mut self, request: &[u8], each: Each<'_>) -> Result<(), NetlinkError> {
         retry(|| send(self.socket.as_raw_fd(), request, MsgFlags::empty()))?;
-        let mut answer = Answer { sequence: self.sequence, interrupted: false };
+        self.answer(self.sequence, each)
+    }
+
+    fn answer(&mut self, sequence: u32, each: Each<'_>) -> Result<(), NetlinkError> {
+        let mut answer = Answer { sequence, interrupted: false };
         loop {
             let length = retry(|| recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC))?;
             let Some(datagram) = self.buffer.get(..length) else {
@@ -169,8 +199,7 @@ const HEADER: usize = 16;
 
 type Each<'a> = &'a mut dyn FnMut(u16, &[u8]) -> Result<(), NetlinkError>;
 
-fn open_socket() -> Result<OwnedFd, NetlinkError> {
-    let protocol = SockProtocol::NetlinkRoute;
+fn open_socket(protocol: SockProtocol) -> Result<OwnedFd, NetlinkError> {
     let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
     // Old kernels lack them. Their dumps are then not filtered, so every reader filters for itself as well.
     let old = |result| if result == Err(Errno::ENOPROTOOPT) { Ok(()) } else { result };

@@ -1,93 +1,118 @@
-//! What is remembered between runs: `state.json` in the state directory. It counts until the next boot, in the
-//! network namespace that it was written in. Whatever is wrong with it is a warning and a fresh start.
+//! What is remembered between runs: `state.json`, which counts until the next boot, and `ledger.json`, of which a part
+//! counts longer. Both are of the network namespace that they were written in. Whatever else is wrong with one of them
+//! is a warning and a fresh start.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
-use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use crate::memory::Memory;
+use super::file;
+use crate::memory::{Ledger, Memory};
 
 /// Version of the file; another one is a fresh start.
 const VERSION: u32 = 1;
-/// A larger one is none of ours.
-const MAX_BYTES: u64 = 1 << 20;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Saved {
+struct Saved<T> {
     version: u32,
     boot_id: String,
     /// Inode of the network namespace.
     netns: u64,
-    memory: Memory,
+    memory: T,
 }
+
+const STATE: &str = "state.json";
+const LEDGER: &str = "ledger.json";
 
 /// What the last run remembered; nothing, if there is nothing that counts.
 pub fn recall(directory: &Path) -> Memory {
-    let file = file(directory);
-    match read(&file) {
-        Ok(saved) => saved.map(|saved| saved.memory).unwrap_or_default(),
-        Err(why) => {
-            warn!(file = %file.display(), why, "what was remembered does not count; this is a fresh start");
-            Memory::default()
-        }
-    }
-}
-
-fn file(directory: &Path) -> PathBuf {
-    directory.join("state.json")
-}
-
-/// What is saved; `None` if there is nothing yet.
-fn read(path: &Path) -> Result<Option<Saved>, String> {
-    // Neither a link to elsewhere nor a pipe that nobody writes.
-    let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path);
-    let file = match opened {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error.to_string()),
+    let file = directory.join(STATE);
+    let memory = match read(&file) {
+        Ok(None) => return Memory::default(),
+        Ok(Some((_, Origin::AnotherBoot))) => Err("it is from another boot".into()),
+        Ok(Some((_, Origin::AnotherNetns))) => Err("it is from another network namespace".into()),
+        Ok(Some((memory, Origin::Here))) => Ok(memory),
+        Err(why) => Err(why),
     };
-    let text = read_file(file).map_err(|error| error.to_string())?;
-    let saved: Saved = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-    let here = origin().map_err(|error| error.to_string())?;
-    match () {
-        () if saved.version != VERSION => Err(format!("it has version {}, not {VERSION}", saved.version)),
-        () if saved.boot_id != here.0 => Err("it is from another boot".into()),
-        () if saved.netns != here.1 => Err("it is from another network namespace".into()),
-        () => Ok(Some(saved)),
+    memory.unwrap_or_else(|why| fresh_start(&file, &why))
+}
+
+/// What the ledger says. The addresses that an earlier boot has added went with it.
+///
+/// # Errors
+///
+/// It is that of another network namespace, and not to be overwritten.
+pub fn ledger(directory: &Path) -> io::Result<Ledger> {
+    let file = directory.join(LEDGER);
+    match read(&file) {
+        Ok(None) => Ok(Ledger::default()),
+        Ok(Some((ledger, Origin::Here))) => Ok(ledger),
+        Ok(Some((ledger, Origin::AnotherBoot))) => Ok(Ledger::after_a_boot(ledger)),
+        Ok(Some((_, Origin::AnotherNetns))) => Err(io::Error::other(format!(
+            "{} is of another network namespace; name another --state-dir for this one",
+            file.display()
+        ))),
+        Err(why) => Ok(fresh_start(&file, &why)),
     }
 }
 
-fn read_file(file: File) -> io::Result<String> {
-    let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.len() > MAX_BYTES {
-        return Err(io::Error::other("it is no regular file of a sane size"));
+/// Has the ledger changed. Its directory is made if it is missing; what cannot be read is set aside.
+pub fn update_ledger(directory: &Path, update: impl FnOnce(&mut Ledger)) -> io::Result<()> {
+    let file = directory.join(LEDGER);
+    let mut ledger = ledger(directory)?;
+    if read::<Ledger>(&file).is_err() {
+        fs::rename(&file, directory.join("ledger.json.unreadable"))?;
     }
-    let mut text = Vec::with_capacity(metadata.len() as usize + 1);
-    file.take(MAX_BYTES).read_to_end(&mut text)?;
-    String::from_utf8(text).map_err(io::Error::other)
+    update(&mut ledger);
+    fs::create_dir_all(directory)?;
+    write(directory, LEDGER, &ledger)
 }
 
-/// Remembers for the next run: whole or not at all, whenever the power goes.
+fn fresh_start<T: Default>(file: &Path, why: &str) -> T {
+    warn!(target: "fresh_start", file = %file.display(), why, "what was remembered does not count; this is a fresh start");
+    T::default()
+}
+
+/// Where something was saved.
+enum Origin {
+    Here,
+    AnotherBoot,
+    AnotherNetns,
+}
+
+/// What is saved, and where; `None` if there is nothing yet.
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<(T, Origin)>, String> {
+    let Some(text) = file::read(path).map_err(|error| error.to_string())? else { return Ok(None) };
+    let saved: Saved<T> = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let (boot_id, netns) = origin().map_err(|error| error.to_string())?;
+    if saved.version != VERSION {
+        return Err(format!("it has version {}, not {VERSION}", saved.version));
+    }
+    let origin = match () {
+        () if saved.boot_id != boot_id => Origin::AnotherBoot,
+        () if saved.netns != netns => Origin::AnotherNetns,
+        () => Origin::Here,
+    };
+    Ok(Some((saved.memory, origin)))
+}
+
+/// Remembers for the next run.
 pub fn remember(directory: &Path, memory: &Memory) -> io::Result<()> {
+    write(directory, STATE, memory)
+}
+
+/// Writes a file: whole or not at all, whenever the power goes.
+fn write(directory: &Path, name: &str, memory: &impl Serialize) -> io::Result<()> {
     let (boot_id, netns) = origin()?;
-    let text = serde_json::to_vec(&Saved { version: VERSION, boot_id, netns, memory: memory.clone() })?;
-    // One run at a time writes here, under the lock: a fixed name leaves nothing behind.
-    let new = directory.join("state.json.new");
-    let opened =
-        OpenOptions::new().write(true).create(true).truncate(true).custom_flags(O_NOFOLLOW).mode(0o644).open(&new);
-    let mut written = opened?;
-    // Whatever the umask: a dry run of anybody may know what was remembered.
-    written.set_permissions(fs::Permissions::from_mode(0o644))?;
-    written.write_all(&text)?;
-    written.sync_all()?;
-    fs::rename(&new, file(directory))?;
-    File::open(directory)?.sync_all()
+    let text = serde_json::to_vec(&Saved { version: VERSION, boot_id, netns, memory })?;
+    // A dry run of anybody may know what was remembered.
+    file::replace(directory, name, &text)
 }
 
 /// The boot and the network namespace that this is.

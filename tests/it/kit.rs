@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
@@ -39,7 +39,7 @@ impl Netns {
     }
 
     /// What `ip link set … netns` takes.
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
@@ -83,6 +83,23 @@ impl Netns {
         self.output(Command::new("ping").args(args)).status.success()
     }
 
+    /// Waits until the kernel is done with what was set up: carriers come, and with them routes and addresses, some
+    /// time after a link was set up. Only then do two looks show the same.
+    pub fn settle(&self) {
+        until("all links that are up have their carrier and their link-local address", || {
+            let links = self.ip_json("addr show up");
+            links.as_array().unwrap().iter().filter(|link| link["ifname"] != "lo").all(|link| {
+                let addresses = link["addr_info"].as_array().unwrap().iter();
+                let is_local =
+                    |it: &Value| it["family"] == "inet6" && it["scope"] == "link" && it["tentative"].is_null();
+                let name = link["ifname"].as_str().unwrap();
+                let v6 = self.enter(|| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6")));
+                let no_v6 = v6.is_ok_and(|value| value.trim() == "1");
+                link["operstate"] == "UP" && (no_v6 || addresses.clone().any(is_local))
+            })
+        });
+    }
+
     /// Everything that iproute2 shows of rules, routes and rp_filter, for comparisons.
     pub fn state(&self) -> String {
         let shown = ["-4 rule", "-6 rule", "-4 route show table all", "-6 route show table all"];
@@ -93,7 +110,8 @@ impl Netns {
         names.sort();
         let value = |path: &Path| self.enter(|| std::fs::read_to_string(path.join("rp_filter"))).unwrap();
         state.extend(names.iter().map(|path| format!("{}={}", path.display(), value(path).trim())));
-        state.join("\n")
+        // The kernel notices up to a second later that a new link has its carrier.
+        state.join("\n").replace(" linkdown", "")
     }
 }
 
@@ -136,11 +154,21 @@ pub fn finish(output: Output) -> Ran {
     }
 }
 
+/// A program that ends with the test, however that ends.
+pub struct Ends(pub Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Waits until something is so.
 pub fn until(what: &str, mut so: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !so() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "never: {what}");
+        assert!(begin.elapsed() < Duration::from_secs(120), "never: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -174,6 +202,7 @@ impl Worker {
         worker.uplink(1);
         worker.net.ip("route add default via 10.0.0.1 dev eth0");
         worker.net.ip("-6 route add default via fd00:0::1 dev eth0");
+        worker.net.settle();
         worker.with_policy_table("10.0.1.1", "eth1", 2).with_rule("32765", "10.0.1.10", 2)
     }
 
@@ -213,7 +242,14 @@ impl Worker {
         self.router.ip(&format!("route add {address}/32 via 10.0.1.10 dev r1"));
         self.net.ip(&format!("rule add priority 512 to {address} lookup main"));
         self.net.ip(&format!("rule add priority 1536 from {address} lookup 2"));
+        self.net.settle();
         self.pods.push(pod);
+        self
+    }
+
+    /// Waits until the kernel has noticed that the links have their carriers, which it does up to a second later.
+    pub fn with_carrier(self) -> Worker {
+        until("a carrier on every link", || !self.net.ip("route show table all").contains("linkdown"));
         self
     }
 

@@ -13,9 +13,10 @@ use serde_json::Value;
 use crate::kit::{Ran, Worker, until};
 
 /// A healthy node on which kube-proxy runs and its uplinks are remembered.
-struct Kube {
-    node: Worker,
-    fake: PathBuf,
+pub struct Kube {
+    pub node: Worker,
+    /// Where its crictl is, which is not a real one.
+    pub fake: PathBuf,
 }
 
 const OLD: &str = "957f15b564ec16b01e4faf7ab7d50dc0f5cb2a1f0538233540a98d5edb71f4aa";
@@ -28,7 +29,7 @@ impl Kube {
         kube
     }
 
-    fn never_run(keys: &str) -> Kube {
+    pub fn never_run(keys: &str) -> Kube {
         let node = Worker::new().with_loose_rp_filter();
         let fake = node.directory.path().join("fake");
         for directory in ["ready", "notready"] {
@@ -231,6 +232,28 @@ fn restarts_keep_their_distance_and_are_made_up_for() {
     let ready = kube.ready();
     kube.node.fix(&[]).expect(0);
     assert_eq!(kube.deeds(), both(&ready[0]));
+}
+
+#[test]
+fn restarts_in_a_row_are_told_once_and_back_off() {
+    let kube = Kube::new("");
+    let mut told = Vec::new();
+    // Not by uplinks that nobody has seen before: they are told at once. Somebody changes the same one.
+    let change = |number: u8| kube.node.net.ip(&format!("addr add 10.0.1.{number}/24 dev eth1"));
+    for number in 2..7 {
+        change(number);
+        let ran = kube.node.fix(&[]).expect(0);
+        assert_eq!(kube.deeds().len(), 2, "{ran:?}");
+        told.push(ran.err.contains("event=\"contention\" reconciler=\"kube_proxy\""));
+    }
+    assert_eq!(told, [false, false, false, false, true]);
+    kube.configure("min_interval: 10m");
+    change(7);
+    let ran = kube.node.fix(&[]).expect(0);
+    assert_eq!(kube.deeds(), Vec::<String>::new());
+    let (_, wait) =
+        ran.out.split_once("uplinks changed: eth1 (addresses); restarted 5 times in a row; held back for ").unwrap();
+    assert!(wait.starts_with("20m\n") || wait.starts_with("19m "), "twice the usual: {ran:?}");
 }
 
 #[test]
@@ -445,6 +468,12 @@ fn observe_shows_it_and_off_does_not_look() {
     kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
     let json = kube.json(0);
     assert_eq!((&json["changes"][0]["status"], &json["converged"]), (&"observed".into(), &true.into()));
+    kube.configure("mode: observe, crictl: /no/such/crictl");
+    let ran = kube.node.fix(&[]).expect(1);
+    assert!(
+        ran.err.contains("blocked") && ran.err.contains("/no/such/crictl"),
+        "it fails and does not say why: {ran:?}"
+    );
     kube.configure("mode: off");
     kube.log();
     kube.node.fix(&[]).expect(0);

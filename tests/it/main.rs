@@ -3,14 +3,28 @@
 // Helpers of tests panic like tests; clippy knows only functions marked #[test].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod addresses;
 mod cli;
 mod config;
 mod containerd;
+mod contention;
 mod declared;
 mod default_routes;
+mod doctor;
 mod dry_run;
+mod explain;
+mod journal;
 mod kit;
 mod kube_proxy;
+mod masquerade;
+mod metrics;
+mod namespaces;
+mod npd;
+mod picture;
 mod readme;
 mod rights;
 mod rp_filter;
+mod status;
+mod sysctl_d;
+mod sysctls;
+mod vm_host;

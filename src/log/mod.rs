@@ -1,14 +1,20 @@
 //! The log: on stderr, one line an event, with fields. To the journal each line says its priority, and the journal
-//! adds time and level; elsewhere both are ours.
+//! adds time and level; elsewhere both are ours. A journal that listens gets the fields one by one instead.
+
+mod journal;
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, IsTerminal, stderr, stdout};
+use std::io::{self, IsTerminal, Write, stderr, stdout};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
+use journal::Journal;
+pub use journal::KINDS;
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
@@ -31,6 +37,16 @@ pub fn init(cli: &Cli) {
     };
     // Fails where there is a log already, as in no process of ours.
     let _ = tracing::subscriber::set_global_default(Unwritten { level, written: OnceLock::new() });
+}
+
+/// Before the process ends: gives the journal a moment to read what was sent.
+pub fn finish() {
+    tracing::dispatcher::get_default(|log| {
+        let written = log.downcast_ref::<Unwritten>().and_then(|log| log.written.get());
+        if let Some(journal) = written.and_then(Dispatch::downcast_ref::<Journal>) {
+            journal.finish();
+        }
+    });
 }
 
 /// A log that nobody has written to yet.
@@ -71,7 +87,10 @@ fn writer(level: LevelFilter) -> Dispatch {
         .with_ansi(stderr().is_terminal() && !no_color);
     let under_systemd = std::env::var_os("JOURNAL_STREAM").is_some();
     match () {
-        () if under_systemd && is_journal().unwrap_or(false) => log.event_format(Journal::new()).finish().into(),
+        () if under_systemd && is_journal().unwrap_or(false) => {
+            let lines = log.with_writer(|| Hasty).log_internal_errors(false).event_format(Lines::new()).finish();
+            Journal::new(journal::SOCKET, lines.into()).into()
+        }
         () if under_systemd => log.without_time().finish().into(),
         () => log.with_timer(Rfc3339).finish().into(),
     }
@@ -85,29 +104,50 @@ fn is_journal() -> io::Result<bool> {
     Ok(stream == *format!("{}:{}", stderr.dev(), stderr.ino()))
 }
 
-/// A line as the journal reads it: its syslog priority in angle brackets, no time and no level (sd-daemon(3)).
-struct Journal(Format<Full, ()>);
+/// stderr where it is the stream to the journal: what that does not take at once is lost, instead of waited for.
+struct Hasty;
 
-impl Journal {
-    fn new() -> Journal {
-        Journal(Format::default().without_time().with_level(false).with_target(false).with_ansi(false))
+impl Write for Hasty {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match rustix::net::send(stderr(), line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Err(Errno::NOTSOCK) => stderr().write(line),
+            Err(Errno::WOULDBLOCK) => Ok(line.len()),
+            other => Ok(other?),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
-impl<S, N> FormatEvent<S, N> for Journal
+/// The syslog priority of an event.
+fn priority(level: &Level) -> u8 {
+    match *level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        // A change: what LogLevelMax=notice lets through.
+        Level::INFO => 5,
+        Level::DEBUG | Level::TRACE => 7,
+    }
+}
+
+/// A line as the journal reads it from a stream: its priority in angle brackets, no time and no level (sd-daemon(3)).
+struct Lines(Format<Full, ()>);
+
+impl Lines {
+    fn new() -> Lines {
+        Lines(Format::default().without_time().with_level(false).with_target(false).with_ansi(false))
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Lines
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let priority = match *event.metadata().level() {
-            Level::ERROR => 3,
-            Level::WARN => 4,
-            // A change: what LogLevelMax=notice lets through.
-            Level::INFO => 5,
-            Level::DEBUG | Level::TRACE => 7,
-        };
-        write!(writer, "<{priority}>")?;
+        write!(writer, "<{}>", priority(event.metadata().level()))?;
         self.0.format_event(ctx, writer, event)
     }
 }
@@ -128,12 +168,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_journal_gets_priorities_and_no_times() {
+    fn the_stream_to_the_journal_gets_priorities_and_no_times() {
         let file = Arc::new(tempfile::tempfile().unwrap());
         let log = tracing_subscriber::fmt()
             .with_writer(Arc::clone(&file))
             .with_max_level(LevelFilter::DEBUG)
-            .event_format(Journal::new())
+            .event_format(Lines::new())
             .finish();
         tracing::subscriber::with_default(log, || {
             tracing::error!(error = "no", "failed");

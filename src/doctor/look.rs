@@ -1,0 +1,146 @@
+//! The edge of doctor: reads the files and looks at the kernel. It changes nothing.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::facts::{Facts, Files, Martians};
+use super::ini::Place;
+use super::{ALL, Examination, Finding};
+use crate::desired::Desired;
+use crate::observed::{Gap, Look, Observed};
+use crate::sys::{ConfFiles, Node, Root};
+use crate::sysctl_d::{ConfFile, DIRECTORIES};
+
+/// How long packets are watched being dropped.
+const WATCH: Duration = Duration::from_millis(300);
+
+/// Looks for every cause: at the files below the root, and at the kernel of this network namespace. With `watch` also
+/// for what takes a while to see.
+pub fn examine(desired: &Desired, node: &mut Node, root: &Root, watch: bool) -> Examination {
+    let (begin, before) = (Instant::now(), martians());
+    let mut examination = Examination::default();
+    let files = read(root, &mut examination.unseen);
+    let mut facts = Facts { desired, observed: Observed::default(), files, martians: Ok(Martians::default()) };
+    for check in ALL {
+        // By now some of the time has passed anyway.
+        if watch && check.cause == WATCHED {
+            facts.martians = watched(begin, &before);
+        }
+        match checked(check.check, &mut facts, node) {
+            Ok(found) => {
+                examination.findings.extend(found.into_iter().map(|it| Finding { cause: check.cause, ..it }));
+            }
+            Err(why) if examination.unseen.iter().any(|known| **known == *why) => {}
+            Err(why) => examination.unseen.push(why.to_string()),
+        }
+    }
+    examination
+}
+
+/// The cause that takes watching.
+const WATCHED: &str = "martians_growing";
+
+fn checked(
+    check: fn(&Facts) -> Result<Vec<Finding>, Gap>,
+    facts: &mut Facts,
+    node: &mut Node,
+) -> Result<Vec<Finding>, Arc<str>> {
+    loop {
+        match check(facts) {
+            Ok(found) => return Ok(found),
+            Err(Gap::Failed(why)) => return Err(why),
+            Err(Gap::Unseen(wants)) => node.look(wants, &mut facts.observed),
+        }
+    }
+}
+
+/// The counter of packets that rp_filter dropped, of this network namespace.
+fn martians() -> Look<u64> {
+    const FILE: &str = "/proc/thread-self/net/netstat";
+    const NAME: &str = "IPReversePathFilter";
+    let text = std::fs::read_to_string(FILE).map_err(|error| format!("cannot read {FILE}: {error}"))?;
+    // Two lines each: the names, and the values below them.
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let names = lines.next().unwrap_or_default().split_whitespace();
+    let values = lines.next().unwrap_or_default().split_whitespace();
+    let value = names.zip(values).find(|(name, _)| *name == NAME).and_then(|(_, value)| value.parse().ok());
+    value.ok_or_else(|| format!("{FILE} has no counter {NAME}").into())
+}
+
+fn watched(begin: Instant, before: &Look<u64>) -> Look<Martians> {
+    let before = before.clone()?;
+    std::thread::sleep(WATCH.saturating_sub(begin.elapsed()));
+    Ok(Martians { before, after: martians()?, millis: begin.elapsed().as_millis() })
+}
+
+/// Reads all files; what could not be read is told.
+fn read(root: &Root, unseen: &mut Vec<String>) -> Files {
+    let mut told = |found: ConfFiles| {
+        unseen.extend(found.unread);
+        found.files
+    };
+    let systemd = |name: &str| DIRECTORIES.map(|directory| Path::new(directory).join("systemd").join(name));
+    let drop_ins = |file: &ConfFile| {
+        root.conf_files(&format!("systemd/network/{}.d", String::from_utf8_lossy(file.name())), ".conf")
+    };
+    let mut networkd_conf = told(root.conf_files_of(&systemd(""), |name| name == b"networkd.conf"));
+    networkd_conf.extend(told(root.conf_files("systemd/networkd.conf.d", ".conf")));
+    let mut links = Vec::new();
+    for file in told(root.conf_files("systemd/network", ".link")) {
+        let more = told(drop_ins(&file));
+        links.push([vec![file], more].concat());
+    }
+    let mut networks = Vec::new();
+    for file in told(root.conf_files("systemd/network", ".network")) {
+        let more = told(drop_ins(&file));
+        networks.push(file);
+        networks.extend(more);
+    }
+    let netplan = ["/etc/netplan", "/run/netplan", "/lib/netplan"].map(PathBuf::from);
+    networks.extend(told(root.conf_files_of(&netplan, |name| name.ends_with(b".yaml"))));
+    let mut all_of = |directory: &str| told(root.conf_files_of(&[directory.into()], |_| true));
+    networks.extend(all_of("/etc/sysconfig/network-scripts"));
+    let networkd_links = by_index(all_of("/run/systemd/netif/links"));
+    let networkmanager_links = by_index(all_of("/run/NetworkManager/devices"));
+    let of_policy_routes = |name: &[u8]| {
+        let names = [&b"nm-cloud-setup."[..], b"refresh-policy-routes@"];
+        names.iter().any(|start| name.starts_with(start)) && (name.ends_with(b".timer") || name.ends_with(b".service"))
+    };
+    let (sysctl, unread) = root.sysctl_settings();
+    let units = told(root.conf_files_of(&systemd("system"), of_policy_routes));
+    let udev_rule = told(root.conf_files("udev/rules.d", ".rules")).iter().find_map(udev_rule);
+    unseen.extend(unread);
+    Files {
+        sysctl,
+        udev_rule,
+        networkd: root.has(Path::new("/run/systemd/netif/state")),
+        networkd_conf,
+        networkd_links,
+        networkmanager_links,
+        networks,
+        links,
+        units,
+        machine_id: root.read(Path::new("/etc/machine-id")).ok().and_then(|text| machine_id(&text)),
+        cloud_init: root.has(Path::new("/etc/cloud")) || root.has(Path::new("/run/cloud-init")),
+    }
+}
+
+fn by_index(files: Vec<ConfFile>) -> BTreeMap<u32, ConfFile> {
+    let index = |file: &ConfFile| str::from_utf8(file.name()).ok()?.parse().ok();
+    files.into_iter().filter_map(|file| Some((index(&file)?, file))).collect()
+}
+
+/// Sixteen bytes as hexadecimal digits.
+fn machine_id(text: &[u8]) -> Option<[u8; 16]> {
+    let text = str::from_utf8(text.trim_ascii()).ok().filter(|text| text.len() == 32)?;
+    u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
+}
+
+/// The line that has systemd-sysctl run.
+fn udev_rule(file: &ConfFile) -> Option<Place> {
+    let runs = |line: &&[u8]| !line.starts_with(b"#") && line.windows(14).any(|words| words == b"systemd-sysctl");
+    let line = file.text.split(|byte| *byte == b'\n').position(|line| runs(&line))? + 1;
+    Some(Place { file: file.path.clone(), line })
+}

@@ -1,0 +1,87 @@
+//! Causes of what the reverse path filter drops.
+
+use super::Finding;
+use super::facts::{Facts, shortened};
+use crate::net::Route;
+use crate::observed::{Gap, SeenRoute};
+
+pub fn without_address(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let filters = facts.observed.rp_filters()?;
+    let pods = facts.pods()?;
+    let links = facts.pod_links()?;
+    let tables = facts.named_tables()?;
+    let addresses = facts.observed.addresses()?;
+    let routed = |index: u32| {
+        // IPv6 has routes to every interface; to a pod leads a host route.
+        let routes = tables.values().flat_map(|routes| routes.iter()).filter(|route| route.to.is_host_address());
+        routes.flat_map(SeenRoute::hops).any(|hop| hop.oif == Some(index))
+    };
+    let addressed = |index: u32| addresses.iter().any(|it| it.index == index && it.local.is_ipv4());
+    let suspects: Vec<(u32, i32)> = filters
+        .links
+        .iter()
+        .map(|(index, value)| (*index, (*value).max(filters.all)))
+        .filter(|(index, value)| matches!(value, 1 | 2) && links.contains_key(index))
+        .filter(|(index, _)| !addressed(*index) && !routed(*index))
+        .collect();
+    let seen = facts.observed.links(suspects.iter().map(|(index, _)| *index))?;
+    let up = suspects.into_iter().zip(seen).filter_map(|(suspect, link)| Some((suspect, link.filter(|link| link.up)?)));
+    let dead: Vec<_> = up.collect();
+    if dead.is_empty() {
+        return Ok(Vec::new());
+    }
+    let lost: Vec<_> = pods.to.keys().filter(|pod| pod.is_ipv4() && !pods.routes.contains_key(pod)).collect();
+    let named = dead.iter().map(|((_, value), link)| format!("{} (rp_filter {value})", link.dev.name));
+    let mut evidence = format!(
+        "no route leads to {}, which has no IPv4 address of its own: on such an interface the kernel drops at 2 (loose) \
+         what it drops at 1 (strict), so that all that its pod sends is a martian",
+        shortened(named)
+    );
+    if !lost.is_empty() {
+        evidence += &format!("; rules 512 lead to {}, which has no route", shortened(&lost));
+    }
+    let cure = match (dead.as_slice(), lost.as_slice()) {
+        ([(_, link)], [pod]) => {
+            let route = Route {
+                table: crate::net::TABLE_MAIN,
+                to: cidr::IpCidr::new_host(**pod),
+                via: None,
+                dev: Some(link.dev.clone()),
+                scope: crate::net::Scope::Link,
+                metric: None,
+                onlink: false,
+                protocol: 3,
+            };
+            route.command("add")
+        }
+        _ => "# recreate the pods behind these interfaces (kubectl delete pod); the CNI makes the routes of new pods"
+            .into(),
+    };
+    Ok(vec![Finding::new(evidence, None, cure)])
+}
+
+pub fn growing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let martians = facts.martians.as_ref().map_err(|why| Gap::Failed(why.clone()))?;
+    let grown = martians.after.saturating_sub(martians.before);
+    if grown == 0 {
+        return Ok(Vec::new());
+    }
+    let filters = facts.observed.rp_filters()?;
+    let filtering: Vec<u32> = filters
+        .links
+        .iter()
+        .filter(|(_, value)| matches!((*value).max(filters.all), 1 | 2))
+        .map(|(index, _)| *index)
+        .collect();
+    let names = facts.names()?;
+    let filtering: Vec<_> = filtering.iter().filter_map(|index| names.get(index)).collect();
+    let evidence = format!(
+        "rp_filter dropped {grown} packets within {} ms (counter IPReversePathFilter, now {}); it is in effect on {}",
+        martians.millis,
+        martians.after,
+        shortened(filtering)
+    );
+    let cure = "sysctl -w net.ipv4.conf.all.log_martians=1 && sleep 5 && dmesg | grep -i martian | tail; \
+        sysctl -w net.ipv4.conf.all.log_martians=0  # shows from whom, and on which interface";
+    Ok(vec![Finding::new(evidence, None, cure.into())])
+}

@@ -1,0 +1,337 @@
+//! Causes in policy rules and their tables.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::Finding;
+use super::facts::{FROM_POD, Facts, MARKED, TO_POD, family_of_host, host, shortened};
+use crate::change::Change;
+use crate::net::{Family, Rule, Selector, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, UPLINK_RULE_PRIORITY};
+use crate::observed::{Gap, SeenRoute, Target};
+use crate::reconcile::default_routes;
+
+/// Mark and mask of the VPC CNI's rule 1024.
+const MARK: (u32, u32) = (0x80, 0x80);
+
+pub fn kernel_rules_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let rules = facts.rules()?;
+    let everything = Selector { from: None, to: None, fwmark: None, iif: None, oif: None };
+    let mut found = Vec::new();
+    for family in [Family::V4, Family::V6] {
+        // Without any there is no IPv6 here at all.
+        if !rules.iter().any(|rule| rule.family == family) {
+            continue;
+        }
+        // Others move them, Cilium and the CNI's strict mode that of the local table: what counts is that it is there.
+        let missing = |table| {
+            !rules.iter().any(|rule| (rule.family, rule.table) == (family, table) && rule.selector == everything)
+        };
+        for (priority, table, matters) in [
+            (0, TABLE_LOCAL, "packets to this node's own addresses find no way in"),
+            (32766, TABLE_MAIN, "what no other rule takes finds no route"),
+            (32767, TABLE_DEFAULT, "what the main table has no route for finds no other"),
+        ] {
+            // IPv6 has only the first two.
+            if (family, table) != (Family::V6, TABLE_DEFAULT) && missing(table) {
+                let rule = Rule { family, priority, selector: everything.clone(), table, protocol: 2 };
+                let evidence = format!(
+                    "no {family} rule leads all packets to table {}, as the kernel's rule {priority} did: {matters}",
+                    crate::net::table_name(table)
+                );
+                found.push(Finding::new(evidence, None, rule.command("add")));
+            }
+        }
+    }
+    Ok(found)
+}
+
+pub fn rules_flushed(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let pods = facts.pods()?;
+    if pods.are_of_vpc_cni() {
+        return Ok(Vec::new());
+    }
+    let links = facts.pod_links()?;
+    let orphans: Vec<IpAddr> =
+        pods.routes.iter().filter(|(_, index)| links.contains_key(index)).map(|(pod, _)| *pod).collect();
+    if orphans.is_empty() {
+        return Ok(Vec::new());
+    }
+    let evidence = format!(
+        "the main table has routes to {} pods ({}), and there is not one rule {TO_POD} or {FROM_POD}: something removed \
+         them all at once, as systemd-networkd does when it restarts, or nm-cloud-setup. The CNI does not make them again",
+        orphans.len(),
+        shortened(&orphans)
+    );
+    let cure = "# recreate the pods of this node, after the cause is cured: kubectl drain NODE --ignore-daemonsets, \
+        then kubectl uncordon NODE";
+    Ok(vec![Finding::new(evidence, None, cure.into())])
+}
+
+/// A policy table whose sources have no way out.
+struct Broken<'a> {
+    family: Family,
+    table: u32,
+    sources: BTreeSet<IpAddr>,
+    routes: &'a [SeenRoute],
+}
+
+impl Broken<'_> {
+    fn complaint(&self) -> String {
+        format!("table {} has no {} default route for {}", self.table, self.family, shortened(&self.sources))
+    }
+
+    fn host_routes(&self) -> Vec<&SeenRoute> {
+        self.routes
+            .iter()
+            .filter(|route| route.to.is_host_address() && route.via().is_none() && route.oif().is_some())
+            .collect()
+    }
+}
+
+fn broken<'a>(facts: &'a Facts) -> Result<Vec<Broken<'a>>, Gap> {
+    let mut found = Vec::new();
+    for (family, table, sources) in default_routes::broken(facts.desired, &facts.observed)? {
+        let routes = facts.table(family, table)?;
+        let used = routes.iter().flat_map(SeenRoute::hops).filter_map(|hop| hop.oif);
+        // The table of a VRF is its master's.
+        if !facts.observed.links(used)?.into_iter().flatten().any(|link| link.vrf_slave) {
+            found.push(Broken { family, table, sources, routes });
+        }
+    }
+    Ok(found)
+}
+
+/// The commands that mend a table; or what to do where its gateway is not certain.
+fn mend(facts: &Facts, broken: &Broken) -> Result<String, Gap> {
+    let plan = default_routes::plan(facts.desired, &facts.observed)?;
+    let ours = plan.steps.iter().filter(|step| match &step.change {
+        Change::AddRoute(route) => (route.family(), route.table) == (broken.family, broken.table),
+        _ => false,
+    });
+    let commands: Vec<String> = ours.map(|step| step.change.to_string()).collect();
+    Ok(if commands.is_empty() {
+        format!(
+            "# nothing tells the gateway for certain; node-fixer --dry-run says what it found. Add it by hand: ip route add \
+             default via GATEWAY dev DEV table {}",
+            broken.table
+        )
+    } else {
+        commands.join(" && ")
+    })
+}
+
+pub fn table_host_route_only(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let mut found = Vec::new();
+    for broken in broken(facts)? {
+        let host_routes = broken.host_routes();
+        if host_routes.is_empty() || host_routes.len() != broken.routes.len() {
+            continue;
+        }
+        let to: Vec<_> = host_routes.iter().map(|route| route.to.first_address()).collect();
+        let evidence = format!(
+            "{}; it has only the host route to {}: the CNI's second add failed, or a network manager removed the default \
+             alone. The CNI does not try again. What these sources send leaves by the main table's default",
+            broken.complaint(),
+            shortened(to)
+        );
+        found.push(Finding::new(evidence, None, mend(facts, &broken)?));
+    }
+    Ok(found)
+}
+
+pub fn table_without_default(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let mut found = Vec::new();
+    for broken in broken(facts)? {
+        // One that has this node's own addresses reach some networks, storage for instance, is meant to be so.
+        let local = facts.observed.addresses()?;
+        let deliberate = broken.sources.iter().all(|source| local.iter().any(|address| address.local == *source));
+        if broken.routes.len() > broken.host_routes().len() && !deliberate {
+            let routes = broken.routes.iter().map(|route| route.to);
+            let evidence = format!("{}; it leads only to {}", broken.complaint(), shortened(routes));
+            found.push(Finding::new(evidence, None, mend(facts, &broken)?));
+        }
+    }
+    Ok(found)
+}
+
+/// Empty tables that rules lead to, with the sources that are still here: pods with a route, addresses of this node.
+fn empty<'a>(facts: &'a Facts) -> Result<Vec<(Broken<'a>, BTreeSet<IpAddr>)>, Gap> {
+    let pods = facts.pods()?;
+    let mut found = Vec::new();
+    for broken in broken(facts)? {
+        if !broken.routes.is_empty() {
+            continue;
+        }
+        let local: BTreeSet<IpAddr> = facts.observed.addresses()?.iter().map(|address| address.local).collect();
+        let here = |source: &&IpAddr| local.contains(*source) || pods.routes.contains_key(*source);
+        let alive = broken.sources.iter().filter(here).copied().collect();
+        found.push((broken, alive));
+    }
+    Ok(found)
+}
+
+pub fn table_flushed(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let mut found = Vec::new();
+    for (broken, alive) in empty(facts)? {
+        if alive.is_empty() {
+            continue;
+        }
+        let evidence = format!(
+            "{}, nor any other route, and {} {} still here: the kernel drops an interface's routes from all tables when it \
+             goes down or loses its last address; who took it down or renumbered it, brought back none of them",
+            broken.complaint(),
+            shortened(&alive),
+            if alive.len() == 1 { "is" } else { "are" }
+        );
+        found.push(Finding::new(evidence, None, mend(facts, &broken)?));
+    }
+    Ok(found)
+}
+
+pub fn leaked_rules(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let mut found = Vec::new();
+    for (broken, alive) in empty(facts)? {
+        if !alive.is_empty() {
+            continue;
+        }
+        let mut gone = BTreeSet::new();
+        let mut rules = Vec::new();
+        for rule in facts.rules()?.into_iter().filter(|it| (it.family, it.table) == (broken.family, broken.table)) {
+            if let Some(source) = host(rule.selector.from.as_ref()).filter(|source| broken.sources.contains(source))
+                && is_gone(facts, rule, source)?
+            {
+                gone.insert(source);
+                rules.push(rule.command("del"));
+            }
+        }
+        if rules.is_empty() {
+            continue;
+        }
+        let evidence = format!(
+            "table {} has no {} route, and rules lead {} to it, which is neither a pod with a route nor an address of this \
+             node: whoever made them did not take them away",
+            broken.table,
+            broken.family,
+            shortened(gone)
+        );
+        found.push(Finding::new(evidence, None, rules.join("\n")));
+    }
+    Ok(found)
+}
+
+/// Whether a source that is neither a pod with a route nor an address of this node is gone for certain. Behind a bridge
+/// or any other subnet it may live; but what the VPC CNI has a rule for is one of the two.
+fn is_gone(facts: &Facts, rule: &Rule, source: IpAddr) -> Result<bool, Gap> {
+    if matches!(rule.priority, FROM_POD | UPLINK_RULE_PRIORITY) && facts.pods()?.are_of_vpc_cni() {
+        return Ok(true);
+    }
+    let tables = facts.named_tables()?;
+    let routed = tables.values().flat_map(|routes| routes.iter()).map(|route| route.to);
+    let mut near = facts.observed.addresses()?.iter().map(|address| address.subnet).chain(routed);
+    Ok(!near.any(|prefix| prefix.network_length() > 0 && prefix.contains(&source)))
+}
+
+pub fn pod_address_local(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let pods = facts.pods()?;
+    let links = facts.pod_links()?;
+    let is_pod = |address: &IpAddr| {
+        // A rule alone may be a policy for an address that is this node's own.
+        pods.routes.get(address).is_some_and(|index| links.contains_key(index))
+    };
+    let mut found = Vec::new();
+    for address in facts.observed.addresses()?.iter().filter(|address| is_pod(&address.local)) {
+        let name = facts.name_of(address.index)?;
+        let evidence = format!(
+            "{} is a pod's address by its route, and an address of {name} as well: this node takes the \
+             pod's packets for its own. A network manager has configured all addresses of the interface, as cloud-init, \
+             nm-cloud-setup and ec2-net-utils do",
+            address.local
+        );
+        let length = address.subnet.network_length();
+        let cure = format!("ip addr del {}/{length} dev {name}", address.local);
+        found.push(Finding::new(evidence, None, cure));
+    }
+    Ok(found)
+}
+
+pub fn pod_without_rule(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let pods = facts.pods()?;
+    let links = facts.pod_links()?;
+    if !pods.are_of_vpc_cni() {
+        return Ok(Vec::new());
+    }
+    let mut bare: BTreeMap<IpAddr, &crate::net::IfName> = BTreeMap::new();
+    for (pod, index) in &pods.routes {
+        if let Some(name) = links.get(index).filter(|_| !pods.to.contains_key(pod)) {
+            bare.insert(*pod, name);
+        }
+    }
+    if bare.is_empty() {
+        return Ok(Vec::new());
+    }
+    let named: Vec<_> = bare.iter().map(|(pod, name)| format!("{pod} ({name})")).collect();
+    let evidence = format!(
+        "the main table leads to {}, and no rule {TO_POD} does, as for the node's other pods: what pods of secondary \
+         uplinks send there leaves the node instead, and comes back as a martian",
+        shortened(named)
+    );
+    let rules = bare.keys().map(|pod| to_pod(*pod).command("add"));
+    Ok(vec![Finding::new(evidence, None, rules.collect::<Vec<_>>().join("\n"))])
+}
+
+fn to_pod(pod: IpAddr) -> Rule {
+    let selector = Selector { from: None, to: Some(cidr::IpCidr::new_host(pod)), fwmark: None, iif: None, oif: None };
+    Rule { family: family_of_host(pod), priority: TO_POD, selector, table: TABLE_MAIN, protocol: 0 }
+}
+
+pub fn rule_without_pod(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let pods = facts.pods()?;
+    // Pods with a security group have their routes in a table of their branch interface.
+    let routed: BTreeSet<IpAddr> = facts
+        .named_tables()?
+        .values()
+        .flat_map(|routes| routes.iter())
+        .filter(|route| route.to.is_host_address() && route.target != Target::Special)
+        .map(|route| route.to.first_address())
+        .collect();
+    let leaked: Vec<(&IpAddr, &&Rule)> = pods.to.iter().filter(|(pod, _)| !routed.contains(pod)).collect();
+    if leaked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let evidence = format!(
+        "rules {TO_POD} lead to {}, and no table has a route to it: the pod is gone and its rule was left, or the pod is \
+         there and lost its route",
+        shortened(leaked.iter().map(|(pod, _)| pod))
+    );
+    let commands: Vec<String> = leaked.iter().map(|(_, rule)| rule.command("del")).collect();
+    let cure =
+        format!("# where `crictl pods` and `kubectl get pods -o wide` know no such pod:\n{}", commands.join("\n"));
+    Ok(vec![Finding::new(evidence, None, cure)])
+}
+
+pub fn mark_rule_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let pods = facts.pods()?;
+    // Only where pods have a secondary uplink does it matter which way a marked packet goes.
+    if !pods.from.keys().any(IpAddr::is_ipv4) || !pods.to.keys().any(IpAddr::is_ipv4) {
+        return Ok(Vec::new());
+    }
+    let marked = |rule: &&Rule| {
+        rule.family == Family::V4
+            && rule.selector.fwmark == Some(MARK)
+            && rule.table == TABLE_MAIN
+            && rule.priority < FROM_POD
+    };
+    if facts.rules()?.iter().any(marked) {
+        return Ok(Vec::new());
+    }
+    let selector = Selector { from: None, to: None, fwmark: Some(MARK), iif: None, oif: None };
+    let rule = Rule { family: Family::V4, priority: MARKED, selector, table: TABLE_MAIN, protocol: 0 };
+    let evidence = format!(
+        "the CNI has its rules {TO_POD} ({} pods) and {FROM_POD} ({}) here, and none of priority {MARKED} for the mark 0x80: \
+         replies of these pods to what came in by a node port leave by the wrong uplink. (It is missing by intention only \
+         where AWS_VPC_K8S_CNI_EXTERNALSNAT is true and AWS_VPC_CNI_NODE_PORT_SUPPORT false)",
+        pods.to.len(),
+        pods.from.len()
+    );
+    Ok(vec![Finding::new(evidence, None, rule.command("add"))])
+}

@@ -1,0 +1,276 @@
+//! What needs no kernel: the reverse path check, what cannot be judged, and disagreement.
+
+use cidr::IpCidr;
+
+use super::fib::*;
+use super::*;
+use crate::net::IfName;
+
+const ETH0: u32 = 2;
+const ETH1: u32 = 3;
+const POD: u32 = 4;
+const VRF: u32 = 5;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn prefix(text: &str) -> IpCidr {
+    text.parse().unwrap()
+}
+
+fn route(table: u32, to: &str, via: Option<&str>, oif: u32) -> FibRoute {
+    let hops = vec![FibHop { via: via.map(ip), oif: Some(oif), dead: false, linkdown: false }];
+    let to = if to == "default" { prefix("0.0.0.0/0") } else { prefix(to) };
+    FibRoute { table, to, from: None, kind: Kind::Unicast, hops, metric: 0, tos: 0, protocol: 3, nexthop: None }
+}
+
+fn rule(priority: u32, from: Option<&str>, action: Action) -> FibRule {
+    FibRule { from: from.map(prefix), ..FibRule::new(priority, action) }
+}
+
+fn address(index: u32, local: &str, length: u8) -> FibAddress {
+    let local = ip(local);
+    FibAddress { index, local, subnet: cidr::IpInet::new(local, length).unwrap().network() }
+}
+
+/// Two uplinks and a pod that has table 2, behind the second.
+fn node() -> Fib {
+    let local = |to: &str, oif| FibRoute { kind: Kind::Local, ..route(255, to, None, oif) };
+    let link = |index, name: &str, vrf_table| FibLink {
+        index,
+        name: IfName::new(name.as_bytes()).unwrap(),
+        up: true,
+        group: 0,
+        master: None,
+        vrf_table,
+        conf: Conf { rp_filter: 2, forwarding: true, accept_local: false, force_forwarding: false },
+    };
+    let links = [(1, "lo"), (ETH0, "eth0"), (ETH1, "eth1"), (POD, "pod0")];
+    let mut links: Vec<FibLink> = links.into_iter().map(|(index, name)| link(index, name, None)).collect();
+    links.push(link(VRF, "red", Some(7)));
+    let mut fib = Fib {
+        rules: vec![
+            rule(0, None, Action::Lookup(255)),
+            rule(1536, Some("10.0.1.100/32"), Action::Lookup(2)),
+            rule(32766, None, Action::Lookup(254)),
+        ],
+        routes: vec![
+            route(254, "default", Some("10.0.0.1"), ETH0),
+            route(2, "default", Some("10.0.1.1"), ETH1),
+            route(254, "10.0.1.100/32", None, POD),
+            route(254, "10.0.1.0/24", None, ETH1),
+            local("10.0.1.10/32", ETH1),
+        ],
+        links,
+        addresses: vec![address(ETH0, "10.0.0.10", 24), address(ETH1, "10.0.1.10", 24)],
+        ..Fib::default()
+    };
+    for route in &fib.routes {
+        let oif = route.hops[0].oif.unwrap();
+        fib.tables.push(route.table);
+        if route.table == 2 {
+            fib.devices.push((route.table, oif));
+        }
+        if route.hops[0].via.is_some() {
+            fib.gateways.push(oif);
+        }
+    }
+    fib
+}
+
+fn link_mut(fib: &mut Fib, index: u32) -> &mut FibLink {
+    fib.links.iter_mut().find(|link| link.index == index).unwrap()
+}
+
+fn pod_to_server(fib: &Fib) -> Explanation {
+    explain(fib, ip("10.0.1.100"), ip("192.0.2.1"))
+}
+
+#[test]
+fn the_reverse_path_check_is_the_kernels() {
+    // The way back to the server is eth0's, the packet comes in by eth1.
+    let lost = |fib: &mut Fib| fib.routes.retain(|route| route.table != 2);
+    let no_way = |fib: &mut Fib| fib.routes.retain(|route| route.to.network_length() != 0);
+    let own = |fib: &mut Fib| {
+        fib.routes.push(FibRoute { kind: Kind::Local, ..route(255, "192.0.2.1/32", None, ETH0) });
+    };
+    let nothing = |_: &mut Fib| {};
+    type Break = fn(&mut Fib);
+    for (what, of_link, of_all, has_address, break_it, passes) in [
+        ("symmetric", 1, 0, true, nothing as Break, true),
+        ("other way, off", 0, 0, true, lost, true),
+        ("other way, strict", 1, 0, true, lost, false),
+        ("other way, loose", 2, 0, true, lost, true),
+        ("other way, all strict", 0, 1, true, lost, false),
+        ("other way, all loose beats strict", 1, 2, true, lost, true),
+        ("other way, loose, no address", 2, 0, false, lost, false),
+        ("other way, off, no address", 0, 0, false, lost, true),
+        ("symmetric, strict, no address", 1, 0, false, nothing, true),
+        ("no way, off", 0, 0, true, no_way, true),
+        ("no way, loose", 2, 0, true, no_way, false),
+        ("its source is this node's, off", 0, 0, true, own, false),
+    ] {
+        let mut fib = node();
+        break_it(&mut fib);
+        fib.all.rp_filter = of_all;
+        link_mut(&mut fib, ETH1).conf.rp_filter = of_link;
+        fib.addresses.retain(|address| has_address || address.index != ETH1);
+        let packet = Packet { from: ip("192.0.2.1"), to: ip("10.0.1.100"), iif: Some(ETH1) };
+        let way = route(254, "10.0.1.100/32", None, POD);
+        let check = fib.check(&packet, ETH1, &way);
+        assert_eq!(check.passes, passes, "{what}: {}", check.why);
+    }
+}
+
+#[test]
+fn rules_select_jump_and_suppress() {
+    let suppress = |length| FibRule { suppress_length: Some(length), ..rule(100, None, Action::Lookup(254)) };
+    let not = |from| FibRule { not: true, ..rule(100, Some(from), Action::Blackhole) };
+    let with = |change: fn(&mut FibRule)| {
+        let mut rule = rule(100, None, Action::Prohibit);
+        change(&mut rule);
+        rule
+    };
+    let refused = "dropped";
+    for (what, rule, taken) in [
+        ("another source", rule(100, Some("10.0.9.0/24"), Action::Blackhole), "1536"),
+        ("not another source", not("10.0.9.0/24"), refused),
+        ("not this source", not("10.0.1.0/24"), "1536"),
+        ("goto main", rule(100, None, Action::Goto(32766)), "32766"),
+        ("goto nowhere", rule(100, None, Action::Goto(4711)), "1536"),
+        ("nop", rule(100, None, Action::Nop), "1536"),
+        ("the default is suppressed", suppress(0), "1536"),
+        ("nothing so short", FibRule { suppress_length: None, ..suppress(0) }, "100"),
+        ("group", FibRule { suppress_length: None, suppress_group: Some(0), ..suppress(0) }, "1536"),
+        ("other group", FibRule { suppress_length: None, suppress_group: Some(3), ..suppress(0) }, "100"),
+        ("mark", with(|rule| rule.mark = Some((0x80, 0x80))), "1536"),
+        ("no mark", with(|rule| rule.mark = Some((0, 0x80))), refused),
+        ("iif", with(|rule| rule.iif = IfName::new(b"pod0")), refused),
+        ("another iif", with(|rule| rule.iif = IfName::new(b"eth0")), "1536"),
+        ("oif", with(|rule| rule.oif = IfName::new(b"eth0")), "1536"),
+        ("root", with(|rule| rule.users = Some((0, 0))), refused),
+        ("others", with(|rule| rule.users = Some((1, 9))), "1536"),
+        ("UDP", with(|rule| rule.protocol = Some(17)), refused),
+        ("TCP", with(|rule| rule.protocol = Some(6)), "1536"),
+        ("port", with(|rule| rule.ports = Some((53, 53))), "1536"),
+        ("dscp", with(|rule| rule.dscp = Some((8, 0x3f))), "1536"),
+        ("dscp 0", with(|rule| rule.dscp = Some((0, 0x3f))), refused),
+        ("tunnel", with(|rule| rule.tunnel = Some(1)), "1536"),
+        ("no VRF", with(|rule| rule.l3mdev = true), "1536"),
+    ] {
+        let mut fib = node();
+        fib.rules.insert(1, rule);
+        let lookup = pod_to_server(&fib).request.lookup;
+        let last = lookup.steps.last().unwrap();
+        assert_eq!(last.what, What::Taken, "{what}: {lookup:?}");
+        let by = if matches!(lookup.end, Ending::Refused(_)) { refused.into() } else { last.rule.priority.to_string() };
+        assert_eq!(by, taken, "{what}");
+    }
+}
+
+#[test]
+fn a_vrf_looks_into_its_own_table() {
+    let mut fib = node();
+    fib.rules.insert(1, FibRule { l3mdev: true, ..rule(1000, None, Action::Lookup(0)) });
+    link_mut(&mut fib, POD).master = Some(VRF);
+    fib.routes.push(route(7, "default", Some("10.0.0.9"), ETH0));
+    let Ending::Route(routes) = pod_to_server(&fib).request.lookup.end else { panic!("no route") };
+    assert_eq!(routes[0].table, 7);
+}
+
+#[test]
+fn the_longest_prefix_wins_then_the_smallest_metric_and_what_is_dead_is_passed_over() {
+    let mut fib = node();
+    let metric = |metric, route| FibRoute { metric, ..route };
+    fib.routes.push(metric(5, route(2, "192.0.2.0/24", Some("10.0.1.5"), ETH1)));
+    fib.routes.push(metric(4, route(2, "192.0.2.0/24", Some("10.0.1.4"), ETH1)));
+    fib.routes.push(FibRoute { tos: 16, ..route(2, "192.0.2.1/32", Some("10.0.1.6"), ETH1) });
+    let via = |fib: &Fib| match pod_to_server(fib).request.lookup.end {
+        Ending::Route(routes) => routes[0].hops[0].via.unwrap().to_string(),
+        other => format!("{other:?}"),
+    };
+    assert_eq!(via(&fib), "10.0.1.4");
+    fib.routes[6].hops[0].dead = true;
+    assert_eq!(via(&fib), "10.0.1.5");
+    fib.routes[5].hops[0].dead = true;
+    assert_eq!(via(&fib), "10.0.1.1", "back to the shorter prefix");
+    fib.routes.push(FibRoute { kind: Kind::Throw, hops: Vec::new(), ..route(2, "192.0.2.0/25", None, ETH1) });
+    assert_eq!(via(&fib), "10.0.0.1", "on to the next rule");
+}
+
+#[test]
+fn what_cannot_be_judged_is_not_guessed() {
+    let mut fib = node();
+    fib.rules.insert(1, FibRule { unknown: vec![99], ..rule(9, None, Action::Lookup(2)) });
+    let seen = pod_to_server(&fib);
+    assert!(seen.problems[0].starts_with("not judged: the packet from 10.0.1.100 to 192.0.2.1"), "{:?}", seen.problems);
+    assert!(!seen.works());
+    let text = show::text(&fib, &seen);
+    assert!(text.contains("not judged: the rule has an attribute that is not known here (number 99)"), "{text}");
+
+    let mut fib = node();
+    fib.routes[1] = FibRoute { hops: Vec::new(), nexthop: Some(5), ..fib.routes[1].clone() };
+    assert!(pod_to_server(&fib).problems[0].contains("does not show where nexthop objects lead"), "hidden nexthop");
+}
+
+#[test]
+fn a_disagreement_with_the_kernel_is_said() {
+    let fib = node();
+    let right = [route(2, "default", Some("10.0.1.1"), ETH1), route(254, "10.0.1.100/32", None, POD)];
+    let told = |answers: [Answer; 2]| {
+        let mut seen = pod_to_server(&fib);
+        seen.take(&fib, answers.into());
+        (seen.works(), show::text(&fib, &seen))
+    };
+    let (works, text) = told(right.clone().map(Ok));
+    assert!(works && text.matches("kernel:    says the same").count() == 2, "{text}");
+    for (wrong, said) in [
+        (Ok(route(254, "default", Some("10.0.0.1"), ETH0)), "it takes default via 10.0.0.1 dev eth0 table main"),
+        (Ok(route(2, "default", Some("10.0.1.2"), ETH1)), "it takes default via 10.0.1.2"),
+        (Ok(FibRoute { kind: Kind::Blackhole, ..right[0].clone() }), "it takes blackhole default"),
+        (Err("Network is unreachable".into()), "it refuses (Network is unreachable)"),
+    ] {
+        let (works, text) = told([wrong, Ok(right[1].clone())]);
+        assert!(!works && text.contains(&format!("kernel:    DISAGREES: {said}")), "{text}");
+        assert!(text.starts_with("breaks: the kernel gives another answer for the packet from 10.0.1.100"), "{text}");
+    }
+}
+
+#[test]
+fn a_source_has_a_home_only_where_that_is_certain() {
+    let home = |change: fn(&mut Fib)| {
+        let mut fib = node();
+        change(&mut fib);
+        let outs = distinct(pod_to_server(&fib).request.outs());
+        let home = fib.home(ip("10.0.1.100"), ip("192.0.2.1"), &outs);
+        home.map(|home| home.links.into_iter().collect::<Vec<_>>())
+    };
+    let empty = |fib: &mut Fib| fib.devices.retain(|(table, _)| *table != 2);
+    assert_eq!(home(|_| {}), Some(vec![ETH1]), "its table's");
+    assert_eq!(home(empty), None, "an empty table, and nothing else");
+    let of_uplink = |fib: &mut Fib| {
+        fib.devices.retain(|(table, _)| *table != 2);
+        fib.rules.push(rule(32765, Some("10.0.1.10/32"), Action::Lookup(2)));
+    };
+    assert_eq!(home(of_uplink), Some(vec![ETH1]), "the uplink's own rule names the table");
+    assert_eq!(home(|fib| drop(fib.rules.remove(1))), None, "its subnet's, which no source has a table for");
+    let lost = |fib: &mut Fib| fib.rules[1].from = Some(prefix("10.0.1.10/32"));
+    assert_eq!(home(lost), Some(vec![ETH1]), "its subnet's, which other sources have a table for");
+    let bridge = |fib: &mut Fib| {
+        fib.rules.remove(1);
+        fib.gateways.retain(|link| *link != ETH1);
+    };
+    assert_eq!(home(bridge), None, "the subnet of something that is no uplink");
+    let old_form = |fib: &mut Fib| fib.rules[1].to = Some(prefix("10.0.0.0/8"));
+    assert_eq!(home(old_form), None, "what leaves the VPC is translated");
+}
+
+#[test]
+fn names_from_the_kernel_do_no_harm() {
+    let mut fib = node();
+    link_mut(&mut fib, ETH1).name = IfName::new(b"\x1b[31m").unwrap();
+    let text = show::text(&fib, &pod_to_server(&fib));
+    assert!(!text.contains('\x1b'), "{text:?}");
+    assert!(show::json(&fib, &pod_to_server(&fib)).is_ok());
+}

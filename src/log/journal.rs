@@ -1,0 +1,339 @@
+//! The journal by its own protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram an event, with the event's fields
+//! and the id of its kind, which is where `journalctl -x` finds the text of units/node-fixer.catalog.
+//!
+//! Nothing here waits for a journal that does not listen: what it does not take at once goes the other way, to stderr.
+
+use std::fmt::{self, Write as _};
+use std::io::{self, IoSlice, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use nix::poll::{PollFd, PollFlags, poll};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Dispatch, Event, Metadata, Subscriber};
+
+use crate::net::one_line;
+
+/// Where journald listens.
+pub const SOCKET: &str = "/run/systemd/journal/socket";
+const IDENTIFIER: &str = "node-fixer";
+/// How long the end of this process waits for the journal, in milliseconds.
+const PATIENCE: u16 = 500;
+
+/// A kind of event. Its name is the target of the event.
+#[derive(Debug)]
+pub struct Kind {
+    /// Name, as in `info!(target: "changed", ...)`.
+    pub target: &'static str,
+    /// MESSAGE_ID: random once, and never another.
+    pub id: &'static str,
+    /// RESULT.
+    pub result: &'static str,
+}
+
+/// All kinds; each has an entry in the catalogue.
+pub const KINDS: &[Kind] = &[
+    Kind { target: "changed", id: "0a6ff1219c8a43fe99ce26b55f02aa96", result: "applied" },
+    Kind { target: "failed", id: "7f0441cfdf6d4697b42a569ea66b871f", result: "failed" },
+    Kind { target: "taken_back", id: "dc1aab07125b47d8a3801b8a86cdfd40", result: "skipped" },
+    Kind { target: "blocked", id: "5c2cf741576245688901cf61f76d34a3", result: "blocked" },
+    Kind { target: "held", id: "ef9f7ce1c5b048e89852a6b58cddc2bd", result: "skipped" },
+    Kind { target: "unseen", id: "3217161c00a948ffb2ba0537921f2e08", result: "unknown" },
+    Kind { target: "contention", id: "0b8f50a687994c6c88b5db749cb58854", result: "repeated" },
+    Kind { target: "configuration", id: "3a54b76b0c164e1bb8cdfe7ad9b16384", result: "refused" },
+    Kind { target: "not_permitted", id: "d64c1a8cc1234f60a7081571cff6f447", result: "refused" },
+    Kind { target: "locked", id: "5a84926413ee4e889dd0990502320c83", result: "refused" },
+    Kind { target: "fresh_start", id: "d1f8b07d2c83454b8833acb78dd55909", result: "applied" },
+];
+
+/// Writes events to the journal, and those that it does not take to another log.
+pub struct Journal {
+    path: PathBuf,
+    otherwise: Dispatch,
+    /// Opened for the first event; `None` where that failed.
+    socket: OnceLock<Option<UnixDatagram>>,
+    /// The unit that this process is of.
+    unit: OnceLock<Option<String>>,
+}
+
+impl Journal {
+    /// A log to the journal that listens at `path`.
+    pub fn new(path: impl Into<PathBuf>, otherwise: Dispatch) -> Journal {
+        Journal { path: path.into(), otherwise, socket: OnceLock::new(), unit: OnceLock::new() }
+    }
+
+    fn send(&self, entry: &[u8]) -> io::Result<()> {
+        let open = || {
+            let socket = UnixDatagram::unbound().ok()?;
+            socket.set_nonblocking(true).ok()?;
+            Some(socket)
+        };
+        let socket = self.socket.get_or_init(open).as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        match socket.send_to(entry, &self.path) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::MSGSIZE) => self.send_file(socket, entry),
+            other => other.map(drop),
+        }
+    }
+
+    /// What is too large for a datagram goes as a file in memory that nobody can change any more.
+    fn send_file(&self, socket: &UnixDatagram, entry: &[u8]) -> io::Result<()> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let mut file = std::fs::File::from(rustix::fs::memfd_create(IDENTIFIER, flags)?);
+        file.write_all(entry)?;
+        let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+        rustix::fs::fcntl_add_seals(&file, seals)?;
+        let fds = [file.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        let to = SocketAddrUnix::new(&self.path)?;
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        rustix::net::sendmsg_addr(socket, &to, &[IoSlice::new(&[])], &mut control, flags)?;
+        Ok(())
+    }
+
+    /// Waits, but not long, until the journal has read what was sent. What else it notes of the process that sent an
+    /// entry it looks up by its number; of one that is gone it notes nothing.
+    pub fn finish(&self) {
+        let Some(Some(socket)) = self.socket.get() else { return };
+        // Line breaks are no entry. When these have been read, what was sent before has been dealt with. So many, as a
+        // socket with the smallest buffer that there is counts as full until they are.
+        if socket.send_to(&[b'\n'; 1024], &self.path).is_err() {
+            return;
+        }
+        // Where either fails there is nothing to wait for.
+        let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket, 0);
+        let _ = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)], PATIENCE);
+    }
+}
+
+impl Subscriber for Journal {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.otherwise.enabled(metadata)
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut entry = entry(event);
+        // The journal finds out by itself, from the process, which may be gone before it looks. By this field of root's
+        // `journalctl -u` finds the entry all the same.
+        if let Some(unit) = self.unit.get_or_init(|| unit(&std::fs::read_to_string("/proc/self/cgroup").ok()?)) {
+            push(&mut entry, "OBJECT_SYSTEMD_UNIT", unit);
+        }
+        if self.send(&entry).is_err() {
+            self.otherwise.event(event);
+        }
+    }
+
+    // There are no spans in this program.
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+/// The service of a process, by its cgroups: `0::/system.slice/node-fixer.service`, or `1:name=systemd:...`.
+fn unit(cgroups: &str) -> Option<String> {
+    let path = |line: &str| {
+        let of_systemd = line.split_once(":name=systemd:").map(|(_, path)| path);
+        line.strip_prefix("0::").or(of_systemd).map(str::to_owned)
+    };
+    let service = |path: String| path.rsplit('/').find(|name| name.ends_with(".service")).map(str::to_owned);
+    cgroups.lines().filter_map(path).find_map(service)
+}
+
+/// An event as the journal takes it: `FIELD=value` lines.
+fn entry(event: &Event<'_>) -> Vec<u8> {
+    let mut fields = Fields::default();
+    event.record(&mut fields);
+    let metadata = event.metadata();
+    let name = fields.event.as_deref().unwrap_or(metadata.target());
+    let mut entry = Vec::new();
+    push(&mut entry, "MESSAGE", &fields.message);
+    push(&mut entry, "PRIORITY", &super::priority(metadata.level()).to_string());
+    push(&mut entry, "SYSLOG_IDENTIFIER", IDENTIFIER);
+    if let Some(kind) = KINDS.iter().find(|kind| kind.target == name) {
+        push(&mut entry, "MESSAGE_ID", kind.id);
+        push(&mut entry, "RESULT", kind.result);
+    }
+    for (name, value) in &fields.others {
+        push(&mut entry, name, value);
+    }
+    entry
+}
+
+/// One field. What could break a line or move a cursor is escaped, so that a value is a value here, where journalctl
+/// prints it and in the text of the catalogue.
+fn push(entry: &mut Vec<u8>, name: &str, value: &str) {
+    entry.extend(name.as_bytes());
+    entry.push(b'=');
+    entry.extend(one_line(value).as_bytes());
+    entry.push(b'\n');
+}
+
+/// What an event says: as the line that stderr would get, and field by field.
+#[derive(Default)]
+struct Fields {
+    message: String,
+    event: Option<String>,
+    others: Vec<(String, String)>,
+}
+
+impl Fields {
+    /// `text` is the value as the line has it.
+    fn take(&mut self, field: &Field, text: &dyn fmt::Debug, value: String) {
+        match field.name() {
+            "message" => self.message.insert_str(0, &value),
+            "event" => self.event = Some(value),
+            // The command says it, to a person.
+            "action" => self.others.push(("ACTION".into(), value)),
+            name => {
+                // A String takes whatever it is given.
+                let _ = write!(self.message, " {name}={text:?}");
+                self.others.push((field_name(name), value));
+            }
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.take(field, &value, value.into());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.take(field, value, format!("{value:?}"));
+    }
+}
+
+/// The journal's name of a field of ours: upper-case letters, digits and underscores, a letter first.
+fn field_name(name: &str) -> String {
+    match name {
+        "because" | "why" => "REASON".into(),
+        name => {
+            let upper = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+            let name: String = name.chars().map(upper).collect();
+            name.trim_start_matches(|c: char| !c.is_ascii_uppercase()).to_owned()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// A log that keeps the entries.
+    #[derive(Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<String>>>);
+
+    impl Subscriber for Kept {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn event(&self, event: &Event<'_>) {
+            self.0.lock().unwrap().push(String::from_utf8(entry(event)).unwrap());
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    fn entries(say: impl FnOnce()) -> Vec<String> {
+        let kept = Kept::default();
+        tracing::subscriber::with_default(kept.clone(), say);
+        Arc::try_unwrap(kept.0).unwrap().into_inner().unwrap()
+    }
+
+    #[test]
+    fn an_event_is_its_fields() {
+        let said = entries(|| {
+            let command = "ip route add default";
+            tracing::info!(target: "changed", reconciler = "rules", command = %command, reason = "a \"b\"", action = "create", "changed");
+            tracing::warn!(target: "blocked", want = "w", because = "b", "blocked");
+            tracing::error!(event = "contention", times = 5, "again");
+            tracing::debug!("looking");
+        });
+        let expected = [
+            "MESSAGE=changed reconciler=\"rules\" command=ip route add default reason=\"a \\\"b\\\"\"\nPRIORITY=5\n\
+             SYSLOG_IDENTIFIER=node-fixer\nMESSAGE_ID=0a6ff1219c8a43fe99ce26b55f02aa96\nRESULT=applied\n\
+             RECONCILER=rules\nCOMMAND=ip route add default\nREASON=a \"b\"\nACTION=create\n",
+            "MESSAGE=blocked want=\"w\" because=\"b\"\nPRIORITY=4\nSYSLOG_IDENTIFIER=node-fixer\n\
+             MESSAGE_ID=5c2cf741576245688901cf61f76d34a3\nRESULT=blocked\nWANT=w\nREASON=b\n",
+            "MESSAGE=again times=5\nPRIORITY=3\nSYSLOG_IDENTIFIER=node-fixer\n\
+             MESSAGE_ID=0b8f50a687994c6c88b5db749cb58854\nRESULT=repeated\nTIMES=5\n",
+            "MESSAGE=looking\nPRIORITY=7\nSYSLOG_IDENTIFIER=node-fixer\n",
+        ];
+        assert_eq!(said, expected);
+    }
+
+    #[test]
+    fn a_value_stays_a_value() {
+        let bad = "a\nPRIORITY=0\n\nMESSAGE=b\x1b[31m\r\0\u{202e}\u{9b}c\u{7f}";
+        let said = entries(|| tracing::warn!(target: "failed", reason = bad, command = %bad, error = ?bad, "{bad}"));
+        let names: Vec<_> = said[0].lines().map(|line| line.split_once('=').expect("a field a line").0).collect();
+        let expected =
+            ["MESSAGE", "PRIORITY", "SYSLOG_IDENTIFIER", "MESSAGE_ID", "RESULT", "REASON", "COMMAND", "ERROR"];
+        assert_eq!(names, expected);
+        assert!(
+            said[0].contains(r"REASON=a\nPRIORITY=0\n\nMESSAGE=b\u{1b}[31m\r\u{0}\u{202e}\u{9b}c\u{7f}"),
+            "{said:?}"
+        );
+        assert!(!said[0].chars().any(|c| c.is_control() && c != '\n'), "{said:?}");
+    }
+
+    #[test]
+    fn names_are_names_as_the_journal_takes_them() {
+        for (ours, theirs) in [("want", "WANT"), ("why", "REASON"), ("a.b-c2", "A_B_C2"), ("_2trusted", "TRUSTED")] {
+            assert_eq!(field_name(ours), theirs);
+        }
+    }
+
+    #[test]
+    fn the_unit_is_that_of_the_cgroup() {
+        for (cgroups, expected) in [
+            ("0::/system.slice/node-fixer.service\n", Some("node-fixer.service")),
+            ("4:cpu:/a.service\n1:name=systemd:/system.slice/b.service/sub\n0::/\n", Some("b.service")),
+            ("0::/user.slice/session-1.scope\n", None),
+            ("", None),
+        ] {
+            assert_eq!(unit(cgroups).as_deref(), expected, "{cgroups}");
+        }
+    }
+
+    /// Ids are hexadecimal and differ; the catalogue has an entry for each and for nothing else, whose text names
+    /// only fields that there are.
+    #[test]
+    fn the_catalogue_knows_every_kind() {
+        let catalogue = include_str!("../../units/node-fixer.catalog");
+        let entries: Vec<&str> = catalogue.split("\n-- ").skip(1).collect();
+        let ids: Vec<&str> = entries.iter().map(|entry| entry.lines().next().unwrap()).collect();
+        assert_eq!(ids, KINDS.iter().map(|kind| kind.id).collect::<Vec<_>>());
+        assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len());
+        let fields = ["RECONCILER", "COMMAND", "REASON", "ERROR", "WANT", "FILE"];
+        for entry in entries {
+            let (id, text) = entry.split_once('\n').unwrap();
+            assert!(id.len() == 32 && id.bytes().all(|byte| b"0123456789abcdef".contains(&byte)), "{id}");
+            let (header, body) = text.split_once("\n\n").unwrap();
+            let keys: Vec<_> = header.lines().map(|line| line.split_once(": ").unwrap().0).collect();
+            assert_eq!(keys, ["Subject", "Defined-By", "Documentation"], "{id}");
+            let named = body.split('@').skip(1).step_by(2);
+            assert!(body.len() > 100 && named.clone().all(|name| fields.contains(&name)), "{id}: {body}");
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Sysctls that the kernel changes along with another one (net/ipv4/devinet.c, net/ipv6/addrconf.c). A few keys of
+//! `all` are not only values of their own: a write to one is a write to that key of every interface and of `default`.
+//! (A write to net.ipv4.conf.default.* is one too, but only for interfaces that nobody has ever given a value.)
+
+use crate::net::{FORWARD, SysctlKey};
+
+/// The directory of the interfaces that a write to this key reaches, and their key.
+pub fn reach(key: &str) -> Option<(&'static str, &str)> {
+    if key == FORWARD {
+        return Some(("net/ipv4/conf", "forwarding"));
+    }
+    let what = key.strip_prefix("net/ipv6/conf/all/")?;
+    let reaches = ["forwarding", "force_forwarding", "disable_ipv6", "addr_gen_mode", "ignore_routes_with_linkdown"];
+    reaches.contains(&what).then_some(("net/ipv6/conf", what))
+}
+
+/// What `other` is once `value` has been written to `key`; `None` where that is nothing to it.
+pub fn carried(key: &str, value: &str, other: &str) -> Option<String> {
+    let (directory, what) = reach(key)?;
+    if key == FORWARD && other == REDIRECTS {
+        // Routers listen to no redirects.
+        return Some(if super::sysctls::is_same(value, "0") { "1" } else { "0" }.into());
+    }
+    let name = other.strip_prefix(directory)?.strip_prefix('/')?.strip_suffix(what)?.strip_suffix('/')?;
+    let reached = name != "all" && (name != "default" || what != "force_forwarding");
+    reached.then(|| value.to_owned())
+}
+
+/// All keys that a write to this one may reach, where these are the names in its directory.
+pub fn reached(key: &str, names: &[Box<[u8]>]) -> Vec<SysctlKey> {
+    let Some((directory, what)) = reach(key) else { return Vec::new() };
+    let path = |name: &[u8]| SysctlKey::from_path(&[directory.as_bytes(), name, what.as_bytes()].join(&b'/'));
+    let mut keys: Vec<SysctlKey> = names.iter().filter(|name| ***name != *b"all").map(|name| path(name)).collect();
+    keys.sort();
+    if key == FORWARD {
+        keys.push(SysctlKey::from_path(REDIRECTS.as_bytes()));
+    }
+    keys
+}
+
+const REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";

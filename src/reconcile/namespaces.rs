@@ -1,0 +1,359 @@
+//! `namespaces`: network namespaces that nobody uses any more go, and then the links that belonged to them.
+//!
+//! One that matches, has no process in it, and was seen so by two runs at least `older_than` apart. None of a sandbox
+//! of the container runtime, which may be without a process for a while. A link whose other end is in a namespace goes
+//! with it, by the kernel; what is left to be deleted is a veth both ends of which are on the host.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::change::{Blocked, Change, Plan, Step};
+use crate::desired::{Desired, Mode, Namespaces};
+use crate::memory::Note;
+use crate::netns::{Idle, IdleLink, IdleNetns, NetnsId, NetnsName, SeenNetns, Veth};
+use crate::observed::{Gap, Observed};
+
+/// So many namespaces and so many links are remembered. Those beyond wait until others have gone.
+const MOST_REMEMBERED: usize = 512;
+
+/// What may be done with the section as a whole. Without an entry it still has to forget.
+pub fn mode(desired: &Desired) -> Mode {
+    let any = |mode| desired.namespaces.iter().any(|entry| entry.mode() == mode);
+    if any(Mode::Observe) && !any(Mode::Enforce) { Mode::Observe } else { Mode::Enforce }
+}
+
+pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
+    let recall = observed.recall()?;
+    let known = &recall.memory.namespaces;
+    let entries = &desired.namespaces;
+    let mut plan = Plan::default();
+    let mut idle = Idle::default();
+    if entries.iter().any(|entry| entry.mode() != Mode::Off) {
+        let clock = Clock { now: recall.boot, begun: recall.begun };
+        let all = observed.namespaces()?;
+        let stale = stale(entries, all, known, clock, &mut idle, observed)?;
+        let stale = without_sandboxes(desired, observed, stale, &mut plan)?;
+        let Links { owned, orphans } = links(entries, all, observed)?;
+        for (entry, name, id, reason) in stale {
+            steps(&mut plan, entry).push(Step { change: Change::DeleteNetns(name.clone(), id), reason });
+            let its = owned.get(name).into_iter().flatten().filter(|(other, _)| std::ptr::eq(*other, entry));
+            for (_, veth) in its {
+                let change = Change::DeleteVeth((*veth).clone(), Some(name.clone()));
+                push_once(&mut plan, entry, change, format!("its namespace {name} is removed"));
+            }
+        }
+        for (entry, veth) in orphans {
+            let name = String::from_utf8_lossy(veth.dev.name.as_bytes()).into_owned();
+            let index = veth.dev.index;
+            let before = known.links.iter().find(|it| (&it.name, it.index) == (&name, index)).map(|it| it.since);
+            let since = clock.since(before);
+            if idle.links.len() < MOST_REMEMBERED {
+                idle.links.push(IdleLink { name, index, since });
+            }
+            if clock.is_due(before, entry.older_than()) {
+                let why = format!("both ends are here, and its namespace is not there for {}", clock.age(since));
+                push_once(&mut plan, entry, Change::DeleteVeth(veth.clone(), None), why);
+            }
+        }
+    }
+    plan.remember.extend((idle != *known).then_some(Note::Namespaces(idle)));
+    Ok(plan)
+}
+
+/// Those that are enforced first, so that what is only observed takes no place from them.
+fn by_weight(entries: &[Namespaces]) -> impl Iterator<Item = &Namespaces> {
+    [Mode::Enforce, Mode::Observe].into_iter().flat_map(|mode| entries.iter().filter(move |it| it.mode() == mode))
+}
+
+type Stale<'a> = (&'a Namespaces, &'a NetnsName, NetnsId, String);
+
+/// The namespaces that are due to go, as far as their processes tell.
+fn stale<'a>(
+    entries: &'a [Namespaces],
+    all: &'a [SeenNetns],
+    known: &Idle,
+    clock: Clock,
+    idle: &mut Idle,
+    observed: &Observed,
+) -> Result<Vec<Stale<'a>>, Gap> {
+    let mut stale = Vec::new();
+    for entry in by_weight(entries) {
+        let first = |it: &SeenNetns| entries.iter().find(|other| other.is_match(it.name.as_bytes()));
+        for SeenNetns { name, id } in all.iter().filter(|it| first(it).is_some_and(|first| std::ptr::eq(first, entry)))
+        {
+            let Some(id) = *id else { continue };
+            if observed.occupied()?.contains_key(&id) {
+                continue;
+            }
+            let text = String::from_utf8_lossy(name.as_bytes()).into_owned();
+            let before = known.namespaces.iter().find(|it| (&it.name, it.id) == (&text, id)).map(|it| it.since);
+            let since = clock.since(before);
+            if idle.namespaces.len() < MOST_REMEMBERED {
+                idle.namespaces.push(IdleNetns { name: text, id, since });
+            }
+            if clock.is_due(before, entry.older_than()) {
+                stale.push((entry, name, id, format!("no process is in it for {}", clock.age(since))));
+            }
+        }
+    }
+    Ok(stale)
+}
+
+/// Asks crictl only where there is something to remove.
+fn without_sandboxes<'a>(
+    desired: &Desired,
+    observed: &Observed,
+    stale: Vec<Stale<'a>>,
+    plan: &mut Plan,
+) -> Result<Vec<Stale<'a>>, Gap> {
+    if stale.is_empty() {
+        return Ok(stale);
+    }
+    match observed.sandboxes(&desired.kube_proxy.query())? {
+        Ok(sandboxes) => Ok(stale.into_iter().filter(|(_, name, id, _)| !sandboxes.have(name, *id)).collect()),
+        Err(why) => {
+            let names: Vec<String> = stale.iter().map(|(_, name, ..)| name.to_string()).collect();
+            let want = format!("the removal of namespaces without a process: {}", names.join(", "));
+            let because = format!("whether one is of a pod's sandbox is not known: {why}");
+            plan.blocked.push(Blocked::unseen(want, because));
+            Ok(Vec::new())
+        }
+    }
+}
+
+/// The veths that belong to namespaces, each with the entry that says so.
+struct Links<'a> {
+    /// By namespace, where there is just one that they can belong to.
+    owned: BTreeMap<&'a NetnsName, Vec<(&'a Namespaces, &'a Veth)>>,
+    /// Those whose namespace is not there.
+    orphans: Vec<(&'a Namespaces, &'a Veth)>,
+}
+
+fn links<'a>(entries: &'a [Namespaces], all: &'a [SeenNetns], observed: &'a Observed) -> Result<Links<'a>, Gap> {
+    let mut found = Links { owned: BTreeMap::new(), orphans: Vec::new() };
+    for entry in by_weight(entries) {
+        let Some(pattern) = entry.links() else { continue };
+        let veths = observed.veths(pattern)?;
+        let mut owners: BTreeMap<&[u8], Vec<&NetnsName>> = BTreeMap::new();
+        for name in all.iter().map(|it| &it.name).filter(|_| !veths.is_empty()) {
+            let key = entry.key_of(name.as_bytes());
+            key.into_iter().for_each(|key| owners.entry(key).or_default().push(name));
+        }
+        for veth in veths {
+            let link = veth.dev.name.as_bytes();
+            let first = entries.iter().find(|it| it.key_of_link(link).is_some());
+            let Some(key) = entry.key_of_link(link).filter(|_| first.is_some_and(|it| std::ptr::eq(it, entry))) else {
+                continue;
+            };
+            match owners.get(key).map(Vec::as_slice) {
+                None => found.orphans.push((entry, veth)),
+                Some(&[one]) => found.owned.entry(one).or_default().push((entry, veth)),
+                Some(_) => {}
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn steps<'a>(plan: &'a mut Plan, entry: &Namespaces) -> &'a mut Vec<Step> {
+    if entry.mode() == Mode::Enforce { &mut plan.steps } else { &mut plan.observed }
+}
+
+/// Plans to delete a veth, unless its other end is to go, which takes it along.
+fn push_once(plan: &mut Plan, entry: &Namespaces, change: Change, reason: String) {
+    let Change::DeleteVeth(Veth { dev, .. }, _) = &change else { return };
+    let takes =
+        |step: &Step| matches!(&step.change, Change::DeleteVeth(it, _) if it.peer == dev.index || it.dev == *dev);
+    if !plan.steps.iter().chain(&plan.observed).any(takes) {
+        steps(plan, entry).push(Step { change, reason });
+    }
+}
+
+/// The time of this run.
+#[derive(Clone, Copy)]
+struct Clock {
+    now: Duration,
+    begun: Duration,
+}
+
+impl Clock {
+    fn since(self, before: Option<Duration>) -> Duration {
+        before.filter(|before| *before <= self.now).unwrap_or(self.now)
+    }
+
+    /// Whether an earlier run has seen it so, and that is long enough ago.
+    fn is_due(self, before: Option<Duration>, older_than: Duration) -> bool {
+        before.is_some_and(|before| before < self.begun && self.now.saturating_sub(before) >= older_than)
+    }
+
+    fn age(self, since: Duration) -> String {
+        let age = self.now.saturating_sub(since);
+        let whole = if age < Duration::from_secs(1) {
+            Duration::from_millis(age.as_millis() as u64)
+        } else {
+            Duration::from_secs(age.as_secs())
+        };
+        humantime::format_duration(whole).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netns::Sandboxes;
+    use crate::observed::Want;
+    use crate::reconcile::testing::{Model, desired};
+
+    const VMS: &str = "namespaces: [{match: '^fc-(.+)$', links: '^vh_(.+)$', older_than: 10m, mode: enforce}]";
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// What the next run plans, so many minutes after the one before.
+    fn run(node: &mut Model, minutes: u32, yaml: &str) -> Plan {
+        node.recall.boot += MINUTE * minutes;
+        node.recall.begun = node.recall.boot;
+        node.asked.clear();
+        let plan = node.plan(plan, &desired(yaml));
+        plan.remember.iter().for_each(|note| node.recall.memory.take(note.clone()));
+        plan
+    }
+
+    fn shown(steps: &[Step]) -> Vec<String> {
+        steps.iter().map(|step| step.change.to_string()).collect()
+    }
+
+    #[test]
+    fn what_two_runs_have_seen_idle_goes_and_nothing_else() {
+        let netns = |name: &str| format!("ip netns del {name}");
+        let veth = |name: &str| format!("ip link del dev {name} type veth");
+        for (case, node, commands) in [
+            ("idle", "netns fc-1 7", vec![netns("fc-1")]),
+            ("busy", "netns fc-1 7 busy", vec![]),
+            ("another name", "netns cni-1 7", vec![]),
+            ("no namespace", "netns fc-1 7 file", vec![]),
+            ("idle, another busy", "netns fc-1 7\nnetns fc-2 8 busy", vec![netns("fc-1")]),
+            ("one that has another name as well", "netns fc-1 7\nnetns other 7", vec![netns("fc-1")]),
+            ("its link after it", "netns fc-1 7\nveth 5 vh_1 6", vec![netns("fc-1"), veth("vh_1")]),
+            ("link of a busy one", "netns fc-1 7 busy\nveth 5 vh_1 6", vec![]),
+            ("link of a name that is no namespace yet", "netns fc-1 7 file\nveth 5 vh_1 6", vec![]),
+            ("link without a namespace", "veth 5 vh_1 6\nveth 6 vh_p 5", vec![veth("vh_1")]),
+            ("other links", "veth 5 eth1 6\nveth 7 xvh_1 8", vec![]),
+            (
+                "each with its own",
+                "netns fc-1 7\nnetns fc-2 8\nveth 5 vh_2 6\nveth 7 vh_1 8\nveth 9 vh_3 10",
+                vec![netns("fc-1"), veth("vh_1"), netns("fc-2"), veth("vh_2"), veth("vh_3")],
+            ),
+        ] {
+            let mut node = Model::new(node);
+            for minutes in [100, 0, 9] {
+                let plan = run(&mut node, minutes, VMS);
+                assert!(plan.steps.is_empty() && plan.blocked.is_empty(), "{case}: too early: {plan:?}");
+                assert!(!node.asked.iter().any(|want| matches!(want, Want::Sandboxes(_))), "{case}");
+            }
+            let due = run(&mut node, 1, VMS);
+            assert_eq!(shown(&due.steps), commands, "{case}");
+            assert_eq!(due.remember, [], "{case}: nothing is new");
+            due.steps.iter().for_each(|step| node.apply(&step.change));
+            assert_eq!(shown(&run(&mut node, 0, VMS).steps), [""; 0], "{case}: and then it is done");
+        }
+    }
+
+    #[test]
+    fn one_run_is_not_two() {
+        let mut node = Model::new("netns fc-1 7\nveth 5 vh_2 6");
+        let now = VMS.replace("10m", "0s");
+        run(&mut node, 100, &now);
+        node.recall.boot += MINUTE;
+        assert_eq!(node.plan(plan, &desired(&now)).steps, [], "its own second look is not a second run");
+        assert_eq!(run(&mut node, 1, &now).steps.len(), 2);
+    }
+
+    #[test]
+    fn what_was_used_meanwhile_counts_anew() {
+        let mut node = Model::new("netns fc-1 7\nveth 5 vh_2 6");
+        run(&mut node, 100, VMS);
+        let id = node.namespaces[0].id.unwrap();
+        node.occupied.insert(id, 1);
+        node.namespaces.push(SeenNetns { name: NetnsName::new(b"fc-2").unwrap(), id: None });
+        assert_eq!(run(&mut node, 9, VMS).remember, [Note::Namespaces(Idle::default())], "forgotten");
+        node.occupied.clear();
+        node.namespaces.pop();
+        assert_eq!(run(&mut node, 1, VMS).steps, []);
+        assert_eq!(run(&mut node, 9, VMS).steps, []);
+        assert_eq!(run(&mut node, 1, VMS).steps.len(), 2);
+        // The names come to be others', with an inode of their own or with that of the one before.
+        for (number, id) in
+            [NetnsId { inode: 8, ..id }, NetnsId { inode: 8, changed: (0, 1), ..id }].into_iter().enumerate()
+        {
+            node.namespaces[0].id = Some(id);
+            node.veths[0].dev.index = 50 + number as u32;
+            assert_eq!(run(&mut node, 60, VMS).steps, []);
+            assert_eq!(run(&mut node, 10, VMS).steps.len(), 2);
+        }
+        // A memory that lies ahead is none.
+        node.recall.boot = MINUTE;
+        assert_eq!(run(&mut node, 0, VMS).steps, []);
+        assert_eq!(run(&mut node, 10, VMS).steps.len(), 2);
+    }
+
+    #[test]
+    fn each_entry_has_its_mode_and_the_first_that_matches_counts() {
+        let node = "netns fc-1 7\nnetns fc-keep 8\nnetns test-1 9\nveth 5 vh_1 6\nveth 7 vh_keep 8\nveth 9 th_1 10";
+        let yaml = "namespaces:
+            - {match: '^fc-(keep)$', links: '^vh_(keep)$', older_than: 0s, mode: off}
+            - {match: '^test-(.*)$', links: '^th_(.*)$', older_than: 0s}
+            - {match: '^fc-(.*)$', links: '^vh_(.*)$', older_than: 0s, mode: enforce}";
+        let mut node = Model::new(node);
+        run(&mut node, 1, yaml);
+        let plan = run(&mut node, 1, yaml);
+        assert_eq!(shown(&plan.steps), ["ip netns del fc-1", "ip link del dev vh_1 type veth"]);
+        assert_eq!(shown(&plan.observed), ["ip netns del test-1", "ip link del dev th_1 type veth"]);
+        let modes = ["off", "observe", "enforce"].map(|it| mode(&desired(&VMS.replace("enforce", it))));
+        assert_eq!(modes, [Mode::Enforce, Mode::Observe, Mode::Enforce]);
+        assert_eq!(mode(&desired(yaml)), Mode::Enforce);
+    }
+
+    #[test]
+    fn sandboxes_stay_and_where_crictl_cannot_tell_nothing_goes() {
+        let mut node = Model::new("netns fc-1 7\nnetns fc-2 8\nnetns fc-3 9\nveth 5 vh_1 6\nveth 7 vh_9 8");
+        let names = vec![NetnsName::new(b"fc-1").unwrap()];
+        node.sandboxes = Ok(Sandboxes { names, ids: vec![NetnsId { device: 4, inode: 8, changed: (0, 0) }] });
+        run(&mut node, 1, VMS);
+        let plan = run(&mut node, 10, VMS);
+        assert_eq!(shown(&plan.steps), ["ip netns del fc-3", "ip link del dev vh_9 type veth"]);
+        assert_eq!(plan.blocked, []);
+        node.sandboxes = Err("crictl is broken".into());
+        let plan = run(&mut node, 1, VMS);
+        assert_eq!(shown(&plan.steps), ["ip link del dev vh_9 type veth"]);
+        assert!(plan.blocked[0].unseen && plan.blocked[0].because.contains("crictl is broken"), "{plan:?}");
+        assert!(plan.blocked[0].want.ends_with(": fc-1, fc-2, fc-3"), "{plan:?}");
+    }
+
+    #[test]
+    fn nothing_declared_is_nothing_looked_at_and_all_forgotten() {
+        let mut node = Model::new("netns fc-1 7\nveth 5 vh_2 6");
+        run(&mut node, 1, VMS);
+        assert_eq!(run(&mut node, 1, "{}").remember, [Note::Namespaces(Idle::default())]);
+        assert_eq!(node.asked, [Want::Recall]);
+        assert_eq!(run(&mut node, 1, "{}"), Plan::default());
+        assert_eq!(run(&mut node, 60, VMS).steps, [], "counted from anew");
+        let plan = run(&mut Model::new("netns x 7"), 1, VMS);
+        assert_eq!(plan, Plan::default(), "none that matches: no process is looked at");
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let lines = (0..2000).map(|n| format!("netns fc-{n} {n}\nveth {n} vh_x{n} {}", n + 5000));
+        let mut node = Model::new(&lines.collect::<Vec<_>>().join("\n"));
+        let yaml = format!("{VMS}\n").replace("[{", "[{match: '^fc-1', older_than: 1s}, {");
+        let plan = run(&mut node, 1, &yaml);
+        let [Note::Namespaces(idle)] = plan.remember.as_slice() else { panic!("{plan:?}") };
+        assert_eq!((idle.namespaces.len(), idle.links.len()), (MOST_REMEMBERED, MOST_REMEMBERED));
+        assert!(idle.namespaces.iter().all(|it| !it.name.starts_with("fc-1")), "what is enforced comes first");
+        let removed = run(&mut node, 10, &yaml).steps;
+        assert_eq!(removed.len(), 2 * MOST_REMEMBERED);
+        removed.iter().for_each(|step| node.apply(&step.change));
+        run(&mut node, 1, &yaml);
+        let rest = 889 - MOST_REMEMBERED; // of the 2,000 names 1,111 begin with a 1
+        assert_eq!(run(&mut node, 10, &yaml).steps.len(), rest + MOST_REMEMBERED, "then the next");
+    }
+}

@@ -1,0 +1,196 @@
+//! Network namespaces that have a name: which there are, which processes are in them, and how one goes.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use anyhow::{Context, bail};
+use nix::errno::Errno;
+use nix::libc::{O_NOFOLLOW, O_PATH};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::statvfs::{FsFlags, statvfs};
+
+use super::ApplyError;
+use crate::net::one_line;
+use crate::netns::{DIRECTORY, NetnsId, NetnsName, Occupied, SeenNetns};
+
+/// Makes mounts of this process's own.
+static OWN_MOUNTS: Once = Once::new();
+
+/// How the service gets what it does not have otherwise.
+const CURE: &str = "as a service, node-fixer gets it by a drop-in; how: head -n 4 \
+    /usr/share/doc/node-fixer/examples/node-fixer-namespaces.conf";
+
+/// All names, sorted.
+pub fn names() -> anyhow::Result<Vec<SeenNetns>> {
+    let entries = match fs::read_dir(DIRECTORY) {
+        // It is made with the first name. In the sandbox of a service there may be another /run, in which nothing can
+        // be made.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            if statvfs("/run").is_ok_and(|run| run.flags().contains(FsFlags::ST_RDONLY)) {
+                bail!("{DIRECTORY} is hidden from this process, whose /run is one of its own; {CURE}");
+            }
+            return Ok(Vec::new());
+        }
+        other => other?,
+    };
+    let device = fs::metadata("/proc/thread-self/ns/net")?.dev();
+    let mut mounted = mounted()?;
+    let mut seen = Vec::new();
+    for entry in entries {
+        let Some(name) = NetnsName::new(entry?.file_name().as_bytes()) else { continue };
+        match fs::symlink_metadata(path(&name)) {
+            Ok(file) => {
+                let id = id_of(&file);
+                if id.device == device && !mounted.contains(&id.inode) {
+                    mounted = self::mounted()?; // it was not there a moment ago
+                }
+                let is_one = id.device == device && mounted.contains(&id.inode);
+                seen.push(SeenNetns { name, id: is_one.then_some(id) });
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {} // gone meanwhile
+            Err(error) => return Err(error).with_context(|| name.to_string()),
+        }
+    }
+    seen.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(seen)
+}
+
+fn path(name: &NetnsName) -> PathBuf {
+    Path::new(DIRECTORY).join(OsStr::from_bytes(name.as_bytes()))
+}
+
+/// Holds on to what is mounted there; reads nothing.
+fn open(name: &NetnsName) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(O_PATH | O_NOFOLLOW).open(path(name))
+}
+
+fn id_of(metadata: &fs::Metadata) -> NetnsId {
+    NetnsId { device: metadata.dev(), inode: metadata.ino(), changed: (metadata.ctime(), metadata.ctime_nsec()) }
+}
+
+/// The inodes of all network namespaces that are mounted anywhere. (Of a file it can be told without unsafe code that it
+/// is a namespace, but not of which kind.)
+fn mounted() -> io::Result<BTreeSet<u64>> {
+    let mounts = fs::read("/proc/thread-self/mountinfo")?;
+    // The fourth field is the part of its file system that is mounted: `net:[4026531840]`.
+    let root = |line: &[u8]| {
+        let root = str::from_utf8(line.split(|byte| *byte == b' ').nth(3)?).ok()?;
+        root.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
+    };
+    Ok(mounts.split(|byte| *byte == b'\n').filter_map(root).collect())
+}
+
+/// Which namespace stands at this path; `None` where nothing does.
+pub fn id_at(path: &Path) -> io::Result<Option<NetnsId>> {
+    match fs::metadata(path) {
+        Ok(metadata) => Ok(Some(id_of(&metadata))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The network namespaces of all processes, thread by thread. What cannot be told of one fails it all: who is not seen
+/// may be anywhere.
+pub fn occupied() -> anyhow::Result<Occupied> {
+    // Processes of others are not even listed for everybody (hidepid=), and in a process namespace of its own a program
+    // sees only itself.
+    if std::process::id() == 1 || !Path::new("/proc/1").exists() {
+        bail!(
+            "not all processes are visible here: that takes the host's process namespace, and CAP_SYS_PTRACE; {CURE}"
+        );
+    }
+    let mut occupied = Occupied::new();
+    for process in fs::read_dir("/proc")? {
+        let Some(pid) = number(&process?.file_name()) else { continue };
+        let Some(threads) = still_there(fs::read_dir(format!("/proc/{pid}/task")))? else { continue };
+        for thread in threads {
+            let Some(thread) = still_there(thread)? else { break };
+            let Some(tid) = number(&thread.file_name()) else { continue };
+            match still_there(fs::metadata(format!("/proc/{pid}/task/{tid}/ns/net"))) {
+                Ok(Some(namespace)) => {
+                    occupied.insert(id_of(&namespace), pid);
+                }
+                Ok(None) => {}
+                Err(error) => return Err(error).with_context(|| hidden(pid)),
+            }
+        }
+    }
+    Ok(occupied)
+}
+
+fn number(name: &OsStr) -> Option<u32> {
+    name.to_str()?.parse().ok()
+}
+
+/// `None` of a process that has ended meanwhile.
+fn still_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn hidden(pid: u32) -> String {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let name = one_line(name.trim_end()).into_owned();
+    format!("which network namespace process {pid} ({name}) is in takes CAP_SYS_PTRACE to see; {CURE}")
+}
+
+/// Does what `ip netns del` does, if this is still that namespace and still no process is in it. Returns false where
+/// there is none of that name any more.
+pub fn remove(name: &NetnsName, id: NetnsId) -> Result<bool, ApplyError> {
+    let refused = |why: String| ApplyError::Refused(why);
+    // In mounts of this process's own, so that nothing is ever left half: what is unmounted here is still mounted on the
+    // host until its file goes, and goes with it.
+    OWN_MOUNTS.call_once(|| {
+        let _ = unshare(CloneFlags::CLONE_NEWNS)
+            .and_then(|()| mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>));
+    });
+    let file = match open(name) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(refused(error.to_string())),
+    };
+    let occupied = occupied().map_err(|error| refused(format!("{error:#}")))?;
+    if let Some(pid) = occupied.get(&id) {
+        return Err(refused(format!("process {pid} is in it by now; it is left alone")));
+    }
+    // Only now: had its inode changed meanwhile, a process in it would not have been recognised.
+    match file.metadata() {
+        Ok(now) if id_of(&now) == id => {}
+        Ok(_) => return Err(refused("the name is another namespace's by now; it is left alone".into())),
+        Err(error) => return Err(refused(error.to_string())),
+    }
+    // By way of the open file: exactly the mount that was looked at, whatever has become of the name since.
+    umount2(format!("/proc/thread-self/fd/{}", file.as_raw_fd()).as_str(), MntFlags::MNT_DETACH).map_err(|errno| {
+        match errno {
+            Errno::EPERM => ApplyError::Lacks(format!("to unmount it takes CAP_SYS_ADMIN ({errno}); {CURE}")),
+            _ => refused(format!("cannot unmount it: {errno}")),
+        }
+    })?;
+    drop(file);
+    fs::remove_file(path(name)).map(|()| true).or_else(|error| match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT) => Ok(true),
+        Some(Errno::EROFS | Errno::EACCES | Errno::EPERM) => {
+            Err(ApplyError::Lacks(format!("cannot remove its file: {DIRECTORY} must be writable ({error}); {CURE}")))
+        }
+        Some(Errno::EBUSY) => Err(refused("another namespace is mounted below it; see: findmnt /run/netns".into())),
+        _ => Err(refused(format!("cannot remove its file: {error}"))),
+    })
+}
+
+/// Whether there is a namespace of this name.
+pub fn exists(name: &NetnsName) -> bool {
+    !matches!(fs::symlink_metadata(path(name)), Err(error) if error.kind() == ErrorKind::NotFound)
+}

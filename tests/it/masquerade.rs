@@ -1,0 +1,513 @@
+//! Declared masquerade: the one nftables table of ours, and what others have beside it.
+
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::kit::{Netns, Ran, Worker};
+
+const BRIDGE: &str = "kube_proxy: {mode: off}
+bridges: [{name: br-vms, addresses: [10.100.0.1/16, 'fd64::1/64']}]";
+const BOTH: &str = "masquerade: [{source: 10.100.0.0/16, except_out: br-vms}, {source: 'fd64::/64', out: eth0}]";
+
+/// A node whose bridge has a VM behind it, of which the router knows nothing.
+fn vm_host() -> (Worker, Netns) {
+    let node = Worker::new().with_loose_rp_filter();
+    node.config(BRIDGE);
+    node.fix(&[]).expect(0);
+    let vm = Netns::new();
+    for path in ["ipv6/conf/all/accept_dad", "ipv6/conf/default/accept_dad"] {
+        vm.set_sysctl(&format!("net/{path}"), "0");
+    }
+    node.net.ip(&format!("link add vh_1 type veth peer name eth0 netns {}", vm.path()));
+    node.net.ip("link set vh_1 master br-vms up");
+    vm.ip("addr add 10.100.0.2/16 dev eth0");
+    vm.ip("addr add fd64::2/64 dev eth0");
+    vm.ip("link set eth0 up");
+    vm.ip("route add default via 10.100.0.1");
+    vm.ip("-6 route add default via fd64::1");
+    (node, vm)
+}
+
+/// The address that a server beyond the router sees when the VM connects to it; `None` if it does not get through.
+fn seen_by_server(node: &Worker, vm: &Netns, server: &str) -> Option<IpAddr> {
+    seen_within(Duration::from_millis(1500), node, vm, server)
+}
+
+fn seen_within(time: Duration, node: &Worker, vm: &Netns, server: &str) -> Option<IpAddr> {
+    let server: IpAddr = server.parse().unwrap();
+    let listener = node.router.enter(|| TcpListener::bind((server, 0)).unwrap());
+    let address = listener.local_addr().unwrap();
+    vm.enter(|| TcpStream::connect_timeout(&address, time)).ok()?;
+    Some(listener.accept().unwrap().1.ip())
+}
+
+fn nft(node: &Worker, commands: &str) -> String {
+    node.net.run("nft", &[commands])
+}
+
+/// What nft tells of our table, without the handles, which count on; nothing if there is none.
+fn table(node: &Worker) -> Option<Vec<Value>> {
+    let all: Value = serde_json::from_str(&node.net.run("nft", &["-j", "list ruleset"])).unwrap();
+    all["nftables"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|it| (&it["table"]["family"], &it["table"]["name"]) == (&"inet".into(), &"node_fixer".into()))?;
+    let listed: Value = serde_json::from_str(&node.net.run("nft", &["-j", "list table inet node_fixer"])).unwrap();
+    let mut objects = listed["nftables"].as_array().unwrap()[1..].to_vec();
+    for object in objects.iter_mut().flat_map(|object| object.as_object_mut().unwrap().values_mut()) {
+        object.as_object_mut().unwrap().remove("handle");
+    }
+    Some(objects)
+}
+
+fn blocked(ran: &Ran) -> Vec<String> {
+    let text = |it: &Value| format!("{}: {}", it["want"].as_str().unwrap(), it["because"].as_str().unwrap());
+    ran.json()["blocked"].as_array().unwrap().iter().map(text).collect()
+}
+
+#[test]
+fn a_vm_reaches_a_server_beyond_the_host_which_sees_the_hosts_address() {
+    let (node, vm) = vm_host();
+    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), None, "the router knows no way back: the test is wrong");
+    assert_eq!(seen_by_server(&node, &vm, "2001:db8::1"), None);
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    assert_eq!(node.fix(&["--output", "json"]).expect(0).commands().len(), 1);
+    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), Some("10.0.0.10".parse().unwrap()));
+    assert_eq!(seen_by_server(&node, &vm, "2001:db8::1"), Some("fd00:0::10".parse().unwrap()));
+    assert_eq!(node.fix(&[]).expect(0).out, "", "a second run finds nothing to do");
+
+    let made = table(&node).unwrap();
+    assert_eq!(made.len(), 4, "a table, a chain and two rules: {made:?}");
+    assert_eq!(made[1]["chain"]["hook"], "postrouting");
+    assert_eq!(made[2]["rule"]["expr"][1]["match"]["right"], "br-vms", "{made:?}");
+
+    node.config(BRIDGE);
+    assert_eq!(node.fix(&["--output", "json"]).expect(0).commands(), ["nft delete table inet node_fixer"]);
+    assert_eq!(table(&node), None);
+    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), None);
+    assert_eq!(node.fix(&[]).expect(0).out, "");
+}
+
+#[test]
+fn whatever_is_done_to_it_is_mended_and_what_others_have_stays() {
+    let (node, _vm) = vm_host();
+    for command in [
+        "iptables-nft -t nat -A POSTROUTING -s 10.200.0.0/16 -j MASQUERADE",
+        "iptables-nft -A FORWARD -s 10.200.0.0/16 -j DROP",
+        "ip6tables-nft -A INPUT -i eth7 -j ACCEPT",
+    ] {
+        let words: Vec<&str> = command.split(' ').collect();
+        node.net.run(words[0], &words[1..]);
+    }
+    nft(&node, "add table inet node_fixer2; add chain inet node_fixer2 postrouting; add table ip node_fixer");
+    nft(&node, "add set inet node_fixer2 s { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 } }");
+    let ruleset = || node.net.run("nft", &["-a", "list", "ruleset"]);
+    let others = ruleset();
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    node.fix(&[]).expect(0);
+    let made = table(&node);
+    for damage in [
+        "delete table inet node_fixer",
+        "flush table inet node_fixer",
+        "flush chain inet node_fixer postrouting",
+        "add rule inet node_fixer postrouting accept",
+        "insert rule inet node_fixer postrouting ip saddr 10.100.0.9 return comment \"node-fixer\"",
+        "delete rule inet node_fixer postrouting handle 2",
+        "replace rule inet node_fixer postrouting handle 2 ip saddr 10.99.0.0/16 masquerade",
+        "add chain inet node_fixer more { type filter hook forward priority 0; policy drop; }",
+        "add chain inet node_fixer more",
+        "add table inet node_fixer { flags dormant; }",
+        "chain inet node_fixer postrouting { policy drop; }",
+        "delete table inet node_fixer; add table inet node_fixer; add chain inet node_fixer postrouting { type nat hook postrouting priority 99; }",
+        "delete table inet node_fixer; add table inet node_fixer; add chain inet node_fixer postrouting { type filter hook postrouting priority 100; }",
+        "delete table inet node_fixer; add table inet node_fixer; add chain inet node_fixer postrouting",
+    ] {
+        nft(&node, damage);
+        assert_ne!(table(&node), made, "{damage}: the test is wrong");
+        let ran = node.fix(&["--output", "json"]).expect(0);
+        assert_eq!((ran.commands().len(), ran.json()["converged"].clone()), (1, true.into()), "{damage}: {ran:?}");
+        assert_eq!(table(&node), made, "{damage}");
+    }
+    // A changed declaration is another table, in one transaction.
+    node.config(&format!("{BRIDGE}\nmasquerade: [{{source: 10.100.0.0/17}}]"));
+    let ran = node.fix(&["--output", "json"]).expect(0);
+    assert_eq!(ran.json()["changes"][0]["action"], "update", "{ran:?}");
+    assert_eq!(table(&node).unwrap().len(), 3);
+    node.config(BRIDGE);
+    node.fix(&[]).expect(0);
+    assert_eq!(ruleset(), others, "nothing of others has changed, down to the handles");
+}
+
+/// Other rules that look like ours, down to the comment, if it has one.
+#[test]
+fn a_rule_that_says_something_else_is_mended() {
+    let (node, _vm) = vm_host();
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    node.fix(&[]).expect(0);
+    let made = table(&node);
+    for other in [
+        "ip saddr 10.99.0.0/16 oifname != br-vms masquerade",
+        "ip saddr 10.100.0.0/17 oifname != br-vms masquerade",
+        "ip saddr != 10.100.0.0/16 oifname != br-vms masquerade",
+        "ip saddr & 255.255.0.0 ^ 0.1.0.0 == 10.100.0.0 oifname != br-vms masquerade",
+        "ip daddr 10.100.0.0/16 oifname != br-vms masquerade",
+        "oifname != br-vms masquerade",
+        "ip saddr 10.100.0.0/16 masquerade",
+        "ip saddr 10.100.0.0/16 oifname br-vms masquerade",
+        "ip saddr 10.100.0.0/16 oifname != br-vms* masquerade",
+        "ip saddr 10.100.0.0/16 iifname != br-vms masquerade",
+        "ip saddr 10.100.0.0/16 oifname != { br-vms, eth9 } masquerade",
+        "ip saddr 10.100.0.0/16 oifname != br-vms tcp dport 22 masquerade",
+        "ip saddr 10.100.0.0/16 oifname != br-vms meta l4proto tcp masquerade to :1024-2048",
+        "ip saddr 10.100.0.0/16 oifname != br-vms limit rate 1/second masquerade",
+        "ip saddr 10.100.0.0/16 oifname != br-vms masquerade random",
+        "ip saddr 10.100.0.0/16 oifname != br-vms return",
+        "ip saddr 10.100.0.0/16 oifname != br-vms",
+    ] {
+        let listed = node.net.run("nft", &["-a", "list table inet node_fixer"]);
+        let rule = listed.lines().find(|line| line.contains("ip saddr")).unwrap();
+        let handle = rule.rsplit(' ').next().unwrap();
+        let comment = rule.find("comment").map_or("", |at| &rule[at..rule.rfind(" #").unwrap()]);
+        nft(&node, &format!("replace rule inet node_fixer postrouting handle {handle} {other} {comment}"));
+        assert_ne!(table(&node), made, "{other}: the test is wrong");
+        let ran = node.fix(&["--output", "json"]).expect(0);
+        assert_eq!(ran.commands().len(), 1, "{other}: {ran:?}");
+        assert_eq!(table(&node), made, "{other}");
+    }
+}
+
+#[test]
+fn sources_of_every_length_are_read_back_as_they_were_written() {
+    let (node, _vm) = vm_host();
+    let v4 = (0..=32).map(|n| (0xaa55_ffab_u32 & u32::MAX.checked_shl(32 - n).unwrap_or(0), n));
+    let v6 = (0..=128)
+        .map(|n| (0xfd55_aaff_a5ff_ffff_0102_0304_0506_aaab_u128 & u128::MAX.checked_shl(128 - n).unwrap_or(0), n));
+    let v4 = v4.map(|(bits, n)| format!("{}/{n}", std::net::Ipv4Addr::from(bits)));
+    let v6 = v6.map(|(bits, n)| format!("{}/{n}", std::net::Ipv6Addr::from(bits)));
+    let ways = ["", ", out: eth0", ", except_out: a-very-long-if"];
+    let entries: Vec<String> =
+        v4.chain(v6).zip(ways.iter().cycle()).map(|(source, way)| format!("{{source: '{source}'{way}}}")).collect();
+    node.config(&format!("{BRIDGE}\nmasquerade: [{}]", entries.join(", ")));
+    node.fix(&[]).expect(0);
+    assert_eq!(table(&node).unwrap().len(), 2 + 33 + 129);
+    assert_eq!(node.fix(&[]).expect(0).out, "");
+}
+
+#[test]
+fn it_goes_also_when_all_that_was_remembered_is_lost() {
+    let (node, _vm) = vm_host();
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    node.fix(&[]).expect(0);
+    std::fs::remove_dir_all(node.directory.path().join("state")).unwrap();
+    node.config("");
+    let commands = node.fix(&["--output", "json"]).expect(0).commands();
+    assert_eq!(commands.first().unwrap(), "nft delete table inet node_fixer", "before the bridge: {commands:?}");
+    assert_eq!(table(&node), None);
+}
+
+#[test]
+fn without_nft_the_package_is_named_and_nothing_to_do_needs_no_nft() {
+    let (node, _vm) = vm_host();
+    let without = |args: &[&str]| {
+        let mut command = node.command(args);
+        command.env("PATH", "/no/such/directory");
+        crate::kit::finish(node.net.output(&mut command))
+    };
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    let ran = without(&["--output", "json"]).expect(1);
+    assert!(blocked(&ran)[0].contains("apt-get install nftables"), "{ran:?}");
+    node.fix(&[]).expect(0);
+    assert_eq!(without(&[]).expect(0).out, "");
+    nft(&node, "flush table inet node_fixer");
+    assert!(blocked(&without(&["--output", "json"]).expect(1))[0].contains("apt-get install nftables"));
+    node.config(BRIDGE);
+    let ran = without(&["--output", "json"]).expect(1);
+    assert!(blocked(&ran)[0].starts_with("nft delete table inet node_fixer: there is no program nft"), "{ran:?}");
+    assert!(table(&node).is_some());
+}
+
+/// The system calls of a run, by strace.
+fn traced(node: &Worker) -> String {
+    let directory = node.directory.path();
+    let trace = directory.join("trace");
+    let run = node.command(&[]);
+    let mut strace = std::process::Command::new("strace");
+    strace.args(["-f", "-e", "trace=execve,socket,openat,clone,clone3,fork,vfork", "-o"]).arg(&trace);
+    strace.arg(run.get_program()).args(run.get_args());
+    crate::kit::finish(node.net.output(&mut strace)).expect(0);
+    std::fs::read_to_string(trace).unwrap()
+}
+
+#[test]
+fn a_run_that_finds_nothing_to_do_starts_no_process_and_asks_only_where_something_may_be() {
+    let (node, _vm) = vm_host();
+    let calls = traced(&node);
+    assert!(!calls.contains("NETLINK_NETFILTER"), "nothing declared, nothing made: {calls}");
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    node.fix(&[]).expect(0);
+    let calls = traced(&node);
+    assert_eq!(calls.matches("NETLINK_NETFILTER").count(), 1, "{calls}");
+    assert_eq!(calls.matches("exec").count(), 1, "{calls}");
+    assert!(!calls.contains("clone") && !calls.contains("fork"), "{calls}");
+    assert!(!calls.contains("O_WRONLY|O_CREAT|O_TRUNC"), "{calls}");
+}
+
+#[test]
+fn a_chain_of_docker_that_drops_what_is_forwarded_is_told_of_until_it_is_accepted() {
+    let (node, vm) = vm_host();
+    let iptables = |words: &str| drop(node.net.run("iptables-nft", &words.split(' ').collect::<Vec<_>>()));
+    node.net.ip("link add docker0 type bridge");
+    node.net.ip("addr add 172.17.0.1/16 dev docker0");
+    // As Docker 24 leaves it.
+    for rule in [
+        "-P FORWARD DROP",
+        "-N DOCKER",
+        "-N DOCKER-USER",
+        "-N DOCKER-ISOLATION-STAGE-1",
+        "-N DOCKER-ISOLATION-STAGE-2",
+        "-A FORWARD -j DOCKER-USER",
+        "-A FORWARD -j DOCKER-ISOLATION-STAGE-1",
+        "-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        "-A FORWARD -o docker0 -j DOCKER",
+        "-A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
+        "-A FORWARD -i docker0 -o docker0 -j ACCEPT",
+        "-A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT",
+        "-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2",
+        "-A DOCKER-ISOLATION-STAGE-1 -j RETURN",
+        "-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP",
+        "-A DOCKER-ISOLATION-STAGE-2 -j RETURN",
+        "-A DOCKER-USER -j RETURN",
+        // What says nothing of forwarding.
+        "-A INPUT -s 10.100.0.0/16 -j ACCEPT",
+    ] {
+        iptables(rule);
+    }
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    let ran = node.fix(&["--output", "json"]).expect(1);
+    let told = blocked(&ran);
+    assert_eq!(told.len(), 1, "IPv6 is not concerned: {told:?}");
+    assert!(told[0].starts_with("to forward what comes from 10.100.0.0/16: the chain FORWARD of the table ip filter"));
+    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), None);
+    assert!(seen_by_server(&node, &vm, "2001:db8::1").is_some(), "the table is there all the same");
+
+    // The cure that it names, word for word.
+    let cure = told[0].split_once("let it pass: ").unwrap().1.replace("iptables", "iptables-nft");
+    node.net.run("sh", &["-c", &cure]);
+    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), Some("10.0.0.10".parse().unwrap()));
+    assert_eq!(node.fix(&[]).expect(0).out, "");
+
+    // Other ways to accept it.
+    for rule in [
+        "-i br-vms -j ACCEPT",
+        "-i br-+ -m comment --comment vms -j ACCEPT",
+        "-s 10.0.0.0/8 -p tcp -j ACCEPT",
+        "-o eth0 -j ACCEPT",
+        "-s 10.100.0.0/13 ! -o br-vms -j ACCEPT",
+    ] {
+        iptables("-F DOCKER-USER");
+        node.fix(&[]).expect(1);
+        iptables(&format!("-A DOCKER-USER {rule}"));
+        node.fix(&[]).expect(0);
+    }
+    iptables("-F DOCKER-USER");
+    node.config(BRIDGE);
+    node.fix(&[]).expect(0);
+}
+
+#[test]
+fn chains_of_nft_that_drop_are_told_of_too() {
+    let (node, vm) = vm_host();
+    nft(&node, "add table inet fw; add chain inet fw forward { type filter hook forward priority 0; policy drop; }");
+    nft(&node, "add chain inet fw vms; add rule inet fw forward ct state established,related accept");
+    nft(&node, "add rule inet fw forward meta mark 7 accept");
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    let told = blocked(&node.fix(&["--output", "json"]).expect(1));
+    assert_eq!(told.len(), 2, "{told:?}");
+    for told in &told {
+        node.net.run("sh", &["-c", told.split_once("let it pass: ").unwrap().1]);
+    }
+    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), Some("10.0.0.10".parse().unwrap()));
+    assert_eq!(node.fix(&[]).expect(0).out, "");
+
+    for (rule, lacking) in [
+        ("iifname br-vms accept", 0),
+        ("iifname { lo, br-vms } accept", 0),
+        ("iifname vmap { br-vms : accept }", 0),
+        ("iifname vmap { br-vms : jump vms }; add rule inet fw vms accept", 0),
+        ("iif br-vms accept", 0),
+        ("meta nfproto ipv6 accept", 1),
+        ("ip saddr 10.100.0.0-10.100.9.9 accept", 1),
+        ("ip saddr { 10.100.0.0/16, 10.200.0.0/16 } accept; add rule inet fw forward ip6 saddr fd64::/16 accept", 0),
+        ("ip saddr & 255.252.0.0 == 10.100.0.0 accept", 1),
+        ("jump vms; add rule inet fw vms oifname eth0 accept", 0),
+        ("oifname br-vms accept", 2),
+        ("tcp dport 22 accept", 2),
+        ("iifname eth9 counter accept", 2),
+        ("accept", 0),
+    ] {
+        nft(&node, &format!("flush chain inet fw forward; flush chain inet fw vms; add rule inet fw forward {rule}"));
+        let ran = node.fix(&["--output", "json"]);
+        assert_eq!(blocked(&ran).len(), lacking, "{rule}: {ran:?}");
+        assert_eq!(ran.code, i32::from(lacking > 0), "{ran:?}");
+    }
+    nft(&node, "flush chain inet fw forward; chain inet fw forward { policy accept; }");
+    node.fix(&[]).expect(0);
+}
+
+#[test]
+fn rules_at_the_end_that_drop_everything_are_told_of_like_a_policy() {
+    let (node, vm) = vm_host();
+    nft(&node, "add table inet fw; add chain inet fw forward { type filter hook forward priority 0; }");
+    nft(&node, "add chain inet fw vms; add chain inet fw more");
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    // Rules of `forward`, of `vms` and of `more`, and how many of the two sources do not get through.
+    for (forward, vms, more, lacking) in [
+        ("drop", "", "", 2),
+        ("ct state established accept; counter log drop", "", "", 2),
+        ("reject", "", "", 2),
+        ("reject with icmpx admin-prohibited", "", "", 2),
+        ("reject with icmp host-prohibited", "", "", 1),
+        ("meta nfproto ipv4 drop; meta nfproto ipv6 accept; drop", "", "", 1),
+        ("drop; accept", "", "", 2),
+        ("accept; drop", "", "", 0),
+        ("return; drop", "", "", 0),
+        ("iifname br-vms accept; drop", "", "", 0),
+        ("iifname br-vms return; drop", "", "", 0),
+        ("iifname eth9 accept; drop", "", "", 2),
+        ("iifname eth9 drop", "", "", 0),
+        ("tcp dport 1 reject", "", "", 0),
+        ("jump vms", "tcp dport 1 accept; drop", "", 2),
+        ("jump vms", "iifname eth9 drop", "", 0),
+        ("jump vms", "iifname br-vms return; drop", "", 0),
+        ("jump vms", "iifname eth9 return; drop", "", 2),
+        ("jump vms; drop", "iifname br-vms return", "", 2),
+        ("jump vms; drop", "iifname br-vms goto more", "return", 2),
+        ("jump vms; drop", "iifname br-vms goto more", "accept", 0),
+        ("jump vms; drop", "return; accept", "", 2),
+        ("goto vms; drop", "tcp dport 1 accept", "", 0),
+        ("goto vms", "goto more", "drop", 2),
+        ("iifname br-vms goto vms; drop", "tcp dport 1 drop", "", 0),
+        ("iifname br-vms goto vms; drop", "reject", "", 2),
+        ("iifname br-vms goto vms; drop", "oifname eth0 return; reject", "", 0),
+        ("iifname br-vms goto vms; drop", "oifname br-vms return; reject", "", 2),
+        ("iifname br-vms jump vms; drop", "tcp dport 1 drop", "", 2),
+        ("iifname eth9 jump vms; drop", "accept", "", 2),
+        ("iifname eth9 jump vms; iifname br-vms jump vms; drop", "accept", "", 0),
+        ("iifname eth9 jump more; iifname br-vms jump more; drop", "", "jump vms; accept", 0),
+        ("meta l4proto tcp jump vms; drop", "accept", "", 0),
+    ] {
+        let add = |chain: &str, rules: &str| {
+            let rules = rules.split("; ").filter(|rule| !rule.is_empty());
+            rules.map(|rule| format!("; add rule inet fw {chain} {rule}")).collect::<String>()
+        };
+        let rules = [add("forward", forward), add("vms", vms), add("more", more)].concat();
+        nft(&node, &format!("flush table inet fw{rules}"));
+        let ran = node.fix(&["--output", "json"]);
+        assert_eq!((blocked(&ran).len(), ran.code), (lacking, i32::from(lacking > 0)), "{rules}: {ran:?}");
+        if lacking > 0 {
+            assert_eq!(seen_within(Duration::from_millis(200), &node, &vm, "192.0.2.1"), None, "{rules}");
+        }
+    }
+    nft(&node, "delete table inet fw");
+    // As the packages of Red Hat leave it.
+    node.net.run("iptables-nft", &["-A", "FORWARD", "-j", "REJECT", "--reject-with", "icmp-host-prohibited"]);
+    let told = blocked(&node.fix(&["--output", "json"]).expect(1));
+    assert_eq!(told.len(), 1, "{told:?}");
+    let cure = told[0].split_once("let it pass: ").unwrap().1.replace("iptables", "iptables-nft");
+    node.net.run("sh", &["-c", &cure]);
+    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), Some("10.0.0.10".parse().unwrap()));
+    assert_eq!(node.fix(&[]).expect(0).out, "");
+}
+
+/// The chains of firewalld 1.3, with Docker's zone beside the one of the uplink.
+#[test]
+fn a_firewalld_that_forwards_only_for_docker_is_told_of() {
+    let (node, vm) = vm_host();
+    let rules = r#"
+table inet firewalld {
+    chain filter_FORWARD {
+        type filter hook forward priority filter + 10; policy accept;
+        ct state { established, related } accept
+        ct status dnat accept
+        iifname "lo" accept
+        ct state invalid drop
+        ip6 daddr { ::/96, ::ffff:0.0.0.0/96, 2002::/24 } reject with icmpv6 addr-unreachable
+        jump filter_FORWARD_ZONES
+        reject with icmpx admin-prohibited
+    }
+    chain filter_FORWARD_ZONES {
+        iifname "docker0" goto filter_FWD_docker
+        iifname "eth0" goto filter_FWD_public
+        goto filter_FWD_public
+    }
+    chain filter_FWD_docker { jump filter_FWD_docker_pre; accept; }
+    chain filter_FWD_docker_pre { }
+    chain filter_FWD_public {
+        jump filter_FWD_public_allow
+        reject with icmpx admin-prohibited
+    }
+    chain filter_FWD_public_allow { iifname "eth9" accept; }
+}"#;
+    let file = node.directory.path().join("firewalld.nft");
+    std::fs::write(&file, rules).unwrap();
+    node.net.run("nft", &["-f", file.to_str().unwrap()]);
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    let told = blocked(&node.fix(&["--output", "json"]).expect(1));
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].contains("chain filter_FORWARD of the table inet firewalld"), "{told:?}");
+    assert!(
+        told[0]
+            .ends_with("firewall-cmd --permanent --zone=trusted --add-source=10.100.0.0/16 && firewall-cmd --reload")
+    );
+    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), None);
+    // What that comes to.
+    nft(&node, "add chain inet firewalld filter_FWD_trusted; add rule inet firewalld filter_FWD_trusted accept");
+    for source in ["ip saddr 10.100.0.0/16", "ip6 saddr fd64::/64"] {
+        nft(&node, &format!("insert rule inet firewalld filter_FORWARD_ZONES {source} goto filter_FWD_trusted"));
+    }
+    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), Some("10.0.0.10".parse().unwrap()));
+    assert_eq!(node.fix(&[]).expect(0).out, "");
+}
+
+#[test]
+fn the_script_of_a_dry_run_does_what_a_run_does() {
+    let odd = "masquerade: [{source: 10.100.0.0/16, except_out: \"a$b;'c\"}, {source: 0.0.0.0/0, out: eth0}, {source: 'fd64::7'}]";
+    let ((by_script, _), (by_run, _)) = (vm_host(), vm_host());
+    for sections in [BOTH, odd, ""] {
+        for node in [&by_script, &by_run] {
+            node.config(&format!("{BRIDGE}\n{sections}"));
+        }
+        let before = nft(&by_script, "list ruleset");
+        let script = by_script.fix(&["--dry-run"]).expect(0).out;
+        assert_eq!(nft(&by_script, "list ruleset"), before, "a dry run changes nothing");
+        by_script.net.run("sh", &["-e", "-c", &script]);
+        by_run.fix(&[]).expect(0);
+        assert_eq!(table(&by_script), table(&by_run), "{script}");
+        assert_eq!(table(&by_run).is_some(), !sections.is_empty());
+        // A run sees what the script has made as its own.
+        assert_eq!(by_script.fix(&[]).expect(0).out, "");
+    }
+}
+
+#[test]
+fn many_entries_are_one_transaction() {
+    let ((by_script, _), (by_run, _)) = (vm_host(), vm_host());
+    let entries: Vec<String> =
+        (0..2000).map(|n| format!("{{source: 10.{}.{}.0/24, except_out: br-vms}}", n / 200, n % 200)).collect();
+    for node in [&by_script, &by_run] {
+        node.config(&format!("{BRIDGE}\nmasquerade: [{}]", entries.join(", ")));
+    }
+    by_run.fix(&[]).expect(0);
+    assert_eq!(table(&by_run).unwrap().len(), 2002);
+    assert_eq!(by_run.fix(&[]).expect(0).out, "");
+    // More than an argument may be.
+    let script = by_script.fix(&["--dry-run"]).expect(0).out;
+    assert!(script.len() > 128 << 10);
+    let file = by_script.directory.path().join("script");
+    std::fs::write(&file, script).unwrap();
+    by_script.net.run("sh", &["-e", file.to_str().unwrap()]);
+    assert_eq!(table(&by_script), table(&by_run));
+}

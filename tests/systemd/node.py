@@ -1,0 +1,123 @@
+"""What the tests do with a node that runs a systemd, wherever it runs."""
+
+import contextlib
+import json
+import pathlib
+import re
+import subprocess
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+CHECKOUT = HERE.parent.parent
+PACKAGES = CHECKOUT / "target/packages"
+UNIT = "node-fixer.service"
+TIMER = "node-fixer.timer"
+
+
+class Failed(Exception):
+    """A test failed; the text says what was expected and what was there."""
+
+
+def check(held, *told):
+    if not held:
+        raise Failed("\n".join(str(one) for one in told))
+
+
+def output(*command, **options):
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, **options).stdout
+
+
+class Node:
+    """Whoever inherits says how a command gets there: execute(script) gives exit code, stdout and stderr."""
+
+    def wait(self, condition, what, seconds=10, pause=0.05):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if result := condition():
+                return result
+            time.sleep(pause)
+        raise Failed(f"not within {seconds} s: {what}")
+
+    def run(self, script, check=True):
+        """Runs a shell script inside; its stdout."""
+        code, out, self.stderr = self.execute(script)
+        if check and code != 0:
+            raise Failed(f"{script}\nexit {code}\n{out}{self.stderr}")
+        return out
+
+    def succeeds(self, script):
+        try:
+            self.run(script)
+        except Failed:
+            return False
+        return True
+
+    def show(self, unit, name):
+        return self.run(f"systemctl show -P {name} {unit}").strip()
+
+    def invocation(self):
+        """Another one after each start of the service."""
+        return self.show(UNIT, "InvocationID")
+
+    def ran_since(self, before):
+        return self.invocation() != before and self.show(UNIT, "ActiveState") in ("inactive", "failed")
+
+    def write(self, path, text):
+        self.run(f"mkdir -p $(dirname {path}); cat > {path} <<'END'\n{text}\nEND")
+
+    def drop_in(self, text, unit=UNIT):
+        """Text none: takes it away again."""
+        path = f"/run/systemd/system/{unit}.d/test.conf"
+        if text is None:
+            self.run(f"rm -f {path}; systemctl daemon-reload")
+        else:
+            self.write(path, text)
+            self.run("systemctl daemon-reload")
+
+    @contextlib.contextmanager
+    def journal(self):
+        """The list of what is logged meanwhile about node-fixer, by itself or by the manager."""
+        self.run("journalctl --sync")
+        cursor = self.run("journalctl -n 1 -q --show-cursor | sed -n 's/^-- cursor: //p'").strip()
+        lines = []
+        yield lines
+        self.run("journalctl --sync")
+        for line in self.run(f"journalctl -q -o json --after-cursor='{cursor}'").splitlines():
+            line = json.loads(line)
+            if line.get("_SYSTEMD_UNIT") == UNIT or line.get("UNIT") in (UNIT, TIMER):
+                lines.append((int(line["PRIORITY"]), line["MESSAGE"], line.get("SYSLOG_IDENTIFIER")))
+
+    # A worker node: eth1 has table 2.
+
+    def damage(self):
+        self.run("ip route del default table 2; echo 1 > /proc/sys/net/ipv4/conf/eth1/rp_filter")
+
+    def is_mended(self):
+        return (self.run("ip route show default table 2").startswith("default via 10.0.1.1 dev eth1 proto 170")
+                and self.run("cat /proc/sys/net/ipv4/conf/eth1/rp_filter").strip() == "2")
+
+
+DAMAGE_LINES = [
+    'changed reconciler="default_routes" command=ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope '
+    'global reason="table 2 has no default route for 10.0.1.10; its one host route names the gateway 10.0.1.1 on eth1"',
+    'changed reconciler="rp_filter" command=sysctl -w net.ipv4.conf.eth1.rp_filter=2 '
+    'reason="rp_filter of eth1 is 1, wanted is 2 (loose)"',
+]
+
+
+def mended_lines():
+    return [(5, line, "node-fixer") for line in DAMAGE_LINES]
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def user_data(url, checksum):
+    """The example in config/, for the package at this address."""
+    example = (CHECKOUT / "config/cloud-init.yaml").read_text()
+    text = re.sub(r"url=\S+", f"url={url}", example)
+    text = re.sub(r"sha256=\S+", f"sha256={checksum}", text)
+    check(text.count(url) == 1 and text.count(checksum) == 1, "the example has no url= or sha256=")
+    return text
