@@ -30,6 +30,30 @@ Exit codes:
   1   it breaks, or the kernel says something else, or one could not look
   64  usage";
 
+const LOOK_HELP: &str = "\
+Changes nothing and needs no privilege.
+
+Exit codes:
+  0   it could look
+  1   it could not look at something
+  64  usage
+  78  the configuration is wrong";
+
+const DOCTOR_HELP: &str = "\
+Changes nothing outside of --write, and needs no privilege.
+
+Exit codes:
+  0   nothing found
+  1   causes were found, or the files could not be written
+  64  usage
+  78  the configuration is wrong";
+
+const CHECK_HELP: &str = "\
+Exit codes:
+  0   the configuration is good
+  64  usage
+  78  it is wrong";
+
 /// Keeps the network of a Linux worker node as it was declared: looks, mends what differs, looks again.
 #[derive(Debug, PartialEq, Parser)]
 #[command(name = "node-fixer", version, after_help = AFTER_HELP)]
@@ -135,6 +159,7 @@ pub struct Common {
 #[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum Command {
     /// Print the merged configuration, and where each value came from
+    #[command(after_help = CHECK_HELP)]
     CheckConfig,
     /// Print the JSON Schema of the configuration
     Schema,
@@ -149,8 +174,10 @@ pub enum Command {
         destination: IpAddr,
     },
     /// Show how this node is: the last run, what is to do, what is blocked, and what is undone again and again
+    #[command(after_help = LOOK_HELP)]
     Status,
-    /// Look for what breaks this node again and again: causes, evidence, cures. Exit 1 when there is one
+    /// Look for what breaks this node again and again: causes, evidence, cures
+    #[command(after_help = DOCTOR_HELP)]
     Doctor(Doctor),
 }
 

@@ -373,7 +373,7 @@ impl fmt::Display for Rule {
 
 /// A sysctl as its path below /proc/sys, segment by segment. Never a dotted string: interface names contain
 /// dots (`eth0.100`), and a string that is split at dots finds another file or none.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SysctlKey {
     segments: Vec<Box<[u8]>>,
     names_link: bool,
@@ -439,6 +439,12 @@ impl SysctlKey {
 }
 
 /// As sysctl(8) takes it: with dots, or, where a segment has a dot of its own, with slashes.
+impl fmt::Debug for SysctlKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
 impl fmt::Display for SysctlKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let dotted = self.segments.iter().any(|segment| segment.contains(&b'.'));

@@ -550,8 +550,7 @@ impl TryFrom<AddressFields> for Address {
     fn try_from(fields: AddressFields) -> Result<Address, String> {
         let AddressFields { address: AddressRange { first, last, length }, each, .. } = fields;
         let first_inet = IpInet::new(first, length).map_err(|error| error.to_string())?;
-        let is_network =
-            first_inet.network_length() < first_inet.family().len() - 1 && first == first_inet.first_address();
+        let is_network = value::is_network(&first_inet);
         let address = Address(fields);
         match () {
             () if each && first != last => Err("is a range already, and so takes no `each`".into()),
@@ -674,8 +673,8 @@ impl TryFrom<MasqueradeFields> for Masquerade {
         }
         if let Some(name) = [out, except_out].into_iter().flatten().find(|name| !nat::is_quotable(name)) {
             return Err(format!(
-                "names the interface {name}, which cannot be written for nftables: it has a quotation mark, a \\, an \
-                 asterisk or a control character in it"
+                "names the interface {name}, which cannot be written for nftables: it has a quotation mark, a \\ or a control \
+                 character in it"
             ));
         }
         Ok(Masquerade(fields))

@@ -356,10 +356,14 @@ pub(super) mod address {
 
 /// An optional name of an interface.
 pub(super) mod if_name {
-    use super::{Deserializer, IfName, Serializer, text};
+    use super::{Deserializer, IfName, Serializer, is_glob, text};
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IfName>, D::Error> {
         text(deserializer, "the name of an interface", |text| {
+            // The kernel would take such a name. Who writes one means a pattern, which no interface would ever match.
+            if is_glob(text) {
+                return Err(format!("`{text}` is a pattern; here the name of one interface is wanted"));
+            }
             let rule = "1 to 15 bytes, without `/`, `:` and white space, and not `.` or `..`";
             IfName::new(text.as_bytes()).map(Some).ok_or_else(|| format!("`{text}` is no name of an interface: {rule}"))
         })
@@ -403,9 +407,20 @@ impl Inet {
     }
 }
 
+/// Whether it is the first address of its prefix, which stands for the network itself. (Prefixes of one or two addresses
+/// have none such.)
+pub(super) fn is_network(inet: &IpInet) -> bool {
+    inet.network_length() < inet.family().len() - 1 && inet.address() == inet.first_address()
+}
+
 impl<'de> Deserialize<'de> for Inet {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        text(deserializer, "an address such as 10.0.0.1/24", Inet::parse)
+        text(deserializer, "an address such as 10.0.0.1/24", |text| match Inet::parse(text)? {
+            Inet(inet) if is_network(&inet) => {
+                Err(format!("{inet:#} is the address of a network; an interface has one of those in it"))
+            }
+            inet => Ok(inet),
+        })
     }
 }
 
@@ -549,6 +564,16 @@ impl Serialize for SysctlPattern {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SysctlValue(pub String);
 
+/// What YAML 1.1 takes for a boolean, and version 1.2 for text. The kernel takes neither.
+fn as_switch(text: &str) -> Option<bool> {
+    let is = |word: &&str| text.eq_ignore_ascii_case(word);
+    match () {
+        () if ["yes", "on", "true"].iter().any(is) => Some(true),
+        () if ["no", "off", "false"].iter().any(is) => Some(false),
+        () => None,
+    }
+}
+
 impl<'de> Deserialize<'de> for SysctlValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Text;
@@ -567,9 +592,16 @@ impl<'de> Deserialize<'de> for SysctlValue {
                 Ok(SysctlValue(number.to_string()))
             }
 
+            fn visit_bool<E: de::Error>(self, on: bool) -> Result<SysctlValue, E> {
+                Err(E::custom(format_args!("a sysctl is no yes or no; write {}", u8::from(on))))
+            }
+
             fn visit_str<E: de::Error>(self, text: &str) -> Result<SysctlValue, E> {
                 // What sysctl.d(5) and the kernel strip is no part of a value.
                 let text = text.trim();
+                if let Some(on) = as_switch(text) {
+                    return self.visit_bool(on);
+                }
                 let fits =
                     !text.is_empty() && text.len() <= 1024 && !text.contains(|c: char| c.is_control() && c != '\t');
                 fits.then(|| SysctlValue(text.to_owned())).ok_or_else(|| E::custom("is no value: text on one line"))

@@ -27,16 +27,18 @@ use crate::cli::{Cli, Output};
 
 /// Sets up the log of this process. What writes it is made for the first line: most runs have none.
 pub fn init(cli: &Cli) {
-    // On a terminal the result on stdout tells of every change already.
-    let told = cli.common.output == Output::Text && stdout().is_terminal() && stderr().is_terminal();
     let level = match (cli.common.quiet, cli.common.verbose) {
         (true, _) => LevelFilter::ERROR,
         (_, true) => LevelFilter::DEBUG,
-        _ if told => LevelFilter::ERROR,
         _ => LevelFilter::INFO,
     };
+    let told = cli.common.output == Output::Text
+        && !cli.common.verbose
+        && cli.command.is_none()
+        && stdout().is_terminal()
+        && stderr().is_terminal();
     // Fails where there is a log already, as in no process of ours.
-    let _ = tracing::subscriber::set_global_default(Unwritten { level, written: OnceLock::new() });
+    let _ = tracing::subscriber::set_global_default(Unwritten { level, told, written: OnceLock::new() });
 }
 
 /// Before the process ends: gives the journal a moment to read what was sent.
@@ -49,15 +51,20 @@ pub fn finish() {
     });
 }
 
+/// Kinds of events that the result tells of too.
+const RESULTS: [&str; 6] = ["blocked", "changed", "failed", "held", "taken_back", "unseen"];
+
 /// A log that nobody has written to yet.
 struct Unwritten {
     level: LevelFilter,
+    /// Whether whoever reads the log reads the result as well.
+    told: bool,
     written: OnceLock<Dispatch>,
 }
 
 impl Subscriber for Unwritten {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= self.level
+        *metadata.level() <= self.level && !(self.told && RESULTS.contains(&metadata.target()))
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {

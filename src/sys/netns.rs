@@ -119,7 +119,7 @@ pub fn occupied() -> anyhow::Result<Occupied> {
                     occupied.insert(id_of(&namespace), pid);
                 }
                 Ok(None) => {}
-                Err(error) => return Err(error).with_context(|| hidden(pid)),
+                Err(error) => bail!(hidden(pid, &error)),
             }
         }
     }
@@ -141,10 +141,12 @@ fn still_there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-fn hidden(pid: u32) -> String {
+fn hidden(pid: u32, error: &io::Error) -> String {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     let name = one_line(name.trim_end()).into_owned();
-    format!("which network namespace process {pid} ({name}) is in takes CAP_SYS_PTRACE to see; {CURE}")
+    format!(
+        "cannot see in which network namespace process {pid} ({name}) is: {error}; that takes CAP_SYS_PTRACE; {CURE}"
+    )
 }
 
 /// Does what `ip netns del` does, if this is still that namespace and still no process is in it. Returns false where

@@ -144,12 +144,19 @@ fn on_a_terminal_it_says_that_there_is_nothing_to_do_and_each_change_once() {
     let on_terminal = || {
         let arguments: Vec<_> = node.command(&[]).get_args().map(|arg| arg.to_str().unwrap().to_owned()).collect();
         let command = format!("{} {}", env!("CARGO_BIN_EXE_node-fixer"), arguments.join(" "));
-        node.net.run("script", &["-qec", &command, "/dev/null"]).replace('\r', "")
+        finish(node.net.output(Command::new("script").args(["-qc", &command, "/dev/null"]))).out.replace('\r', "")
     };
     assert_eq!(on_terminal(), "nothing to do: everything is as it should be\n");
     node.net.ip("route del default table 2");
     let said = on_terminal();
     assert_eq!(said.matches("ip route add default").count(), 1, "{said}");
+    node.net.ip("rule add from 10.0.9.9 table 99");
+    let said = on_terminal();
+    assert_eq!(said.matches("table 99 has no default route").count(), 1, "{said}");
+    // What the result does not tell.
+    node.net.ip("rule del from 10.0.9.9 table 99");
+    fs::write(node.directory.path().join("state/state.json"), "no JSON").unwrap();
+    assert!(on_terminal().contains("this is a fresh start"));
 }
 
 #[test]
