@@ -133,7 +133,7 @@ impl Contended {
 
     fn restarts(recall: &Recall, desired: &Desired) -> Option<Contended> {
         let (knowledge, min_interval) = (&recall.memory.kube_proxy, desired.kube_proxy.min_interval);
-        let row = contention::restarts_contended(knowledge, min_interval, recall.boot).then_some(knowledge.row)?;
+        let row = knowledge.row().is_contended(min_interval, recall.boot).then_some(knowledge.row)?;
         let distance = contention::distance(min_interval, row);
         let reason = format!(
             "the uplinks changed {row} times in a row; restarts keep a distance of {}",

@@ -20,8 +20,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::memory::Knowledge;
-
 /// So many repairs of one object are contention …
 pub const OFTEN: usize = 5;
 /// … if they were made in so many runs.
@@ -163,21 +161,32 @@ pub fn distance(min_interval: Duration, row: u32) -> Duration {
     min_interval.saturating_mul(1 << further).min(HALF_AN_HOUR.max(min_interval))
 }
 
-/// Which restart in a row the next one is, if it is begun now. One for uplinks that are new does not count.
-pub fn next_in_row(knowledge: &Knowledge, min_interval: Duration, boot: Duration, grown: bool) -> u32 {
-    if in_row(knowledge, min_interval, boot) { knowledge.row.saturating_add(u32::from(!grown)) } else { 1 }
+/// Restarts of kube-proxy in a row, each as soon as it was allowed, or nearly.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// How many.
+    pub length: u32,
+    /// When the last was begun, on the clock that counts from boot.
+    pub last: Option<Duration>,
 }
 
-/// Whether restarts of kube-proxy are contended now.
-pub fn restarts_contended(knowledge: &Knowledge, min_interval: Duration, boot: Duration) -> bool {
-    knowledge.row as usize >= OFTEN && in_row(knowledge, min_interval, boot)
-}
+impl Row {
+    /// Which one the next restart is, if it is begun now. One for uplinks that are new does not count.
+    pub fn next(self, min_interval: Duration, boot: Duration, grown: bool) -> u32 {
+        if self.goes_on(min_interval, boot) { self.length.saturating_add(u32::from(!grown)) } else { 1 }
+    }
 
-/// Whether the next restart, if it is begun now, goes on with the row.
-pub fn in_row(knowledge: &Knowledge, min_interval: Duration, boot: Duration) -> bool {
-    let reach = distance(min_interval, knowledge.row).saturating_mul(2).max(RUN * RUNS / OFTEN as u32);
-    let ago = knowledge.restarted.and_then(|restarted| boot.checked_sub(restarted));
-    ago.is_some_and(|ago| ago <= reach)
+    /// Whether the restarts are contended now.
+    pub fn is_contended(self, min_interval: Duration, boot: Duration) -> bool {
+        self.length as usize >= OFTEN && self.goes_on(min_interval, boot)
+    }
+
+    /// Whether the next restart, if it is begun now, belongs to the row.
+    pub fn goes_on(self, min_interval: Duration, boot: Duration) -> bool {
+        let reach = distance(min_interval, self.length).saturating_mul(2).max(RUN * RUNS / OFTEN as u32);
+        let ago = self.last.and_then(|last| boot.checked_sub(last));
+        ago.is_some_and(|ago| ago <= reach)
+    }
 }
 
 #[cfg(test)]
@@ -280,22 +289,21 @@ mod tests {
     #[test]
     fn restarts_in_a_row_move_apart_and_come_together_again() {
         let min = Duration::from_secs(300);
-        let mut knowledge = Knowledge::default();
+        let mut row = Row { length: 0, last: None };
         let mut now = Duration::from_secs(1_000);
         let mut distances = Vec::new();
         for _ in 0..12 {
-            knowledge.row = next_in_row(&knowledge, min, now, false);
-            knowledge.restarted = Some(now);
-            distances.push(distance(min, knowledge.row).as_secs() / 60);
-            assert_eq!(restarts_contended(&knowledge, min, now), knowledge.row >= 5);
-            now += distance(min, knowledge.row) + Duration::from_secs(40);
+            row = Row { length: row.next(min, now, false), last: Some(now) };
+            distances.push(distance(min, row.length).as_secs() / 60);
+            assert_eq!(row.is_contended(min, now), row.length >= 5);
+            now += distance(min, row.length) + Duration::from_secs(40);
         }
         assert_eq!(distances, [5, 5, 5, 5, 10, 20, 30, 30, 30, 30, 30, 30]);
-        now += distance(min, knowledge.row);
-        assert!(!restarts_contended(&knowledge, min, now));
-        assert_eq!(next_in_row(&knowledge, min, now, false), 1);
-        let hostile = Knowledge { row: u32::MAX, restarted: Some(Duration::MAX), ..Knowledge::default() };
-        assert_eq!((next_in_row(&hostile, min, now, false), distance(min, hostile.row)), (1, min * 6));
+        now += distance(min, row.length);
+        assert!(!row.is_contended(min, now));
+        assert_eq!(row.next(min, now, false), 1);
+        let hostile = Row { length: u32::MAX, last: Some(Duration::MAX) };
+        assert_eq!((hostile.next(min, now, false), distance(min, hostile.length)), (1, min * 6));
         assert_eq!(distance(Duration::MAX, u32::MAX), Duration::MAX);
         assert_eq!(distance(Duration::ZERO, 9), Duration::ZERO, "who wants no distance gets none");
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cidr::IpInet;
 use serde::{Deserialize, Serialize};
 
-use crate::contention::Mends;
+use crate::contention::{Mends, Row};
 use crate::net::IfName;
 use crate::netns::Idle;
 use crate::pod::PodId;
@@ -174,6 +174,13 @@ pub struct Knowledge {
     pub failures: u32,
     /// Not before this time is it tried again, on the clock that counts from boot.
     pub retry: Option<Duration>,
+}
+
+impl Knowledge {
+    /// The restarts in a row.
+    pub fn row(&self) -> Row {
+        Row { length: self.row, last: self.restarted }
+    }
 }
 
 /// A change of the uplinks, as first seen.

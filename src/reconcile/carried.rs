@@ -19,7 +19,7 @@ pub fn carried(key: &str, value: &str, other: &str) -> Option<String> {
     let (directory, what) = reach(key)?;
     if key == FORWARD && other == REDIRECTS {
         // Routers listen to no redirects.
-        return Some(if super::sysctls::is_same(value, "0") { "1" } else { "0" }.into());
+        return Some(if value.trim().parse() == Ok(0) { "1" } else { "0" }.into());
     }
     let name = other.strip_prefix(directory)?.strip_prefix('/')?.strip_suffix(what)?.strip_suffix('/')?;
     let reached = name != "all" && (name != "default" || what != "force_forwarding");

@@ -80,7 +80,7 @@ impl Look<'_> {
             [] => Ok(self.remember(self.at_rest(self.uplinks))),
             pods if pods.iter().any(has_started_since) => Ok(self.remember(self.at_rest(self.uplinks))),
             [pod] => {
-                let row = contention::next_in_row(&seen, self.wish.min_interval, self.recall.boot, self.grown());
+                let row = seen.row().next(self.wish.min_interval, self.recall.boot, self.grown());
                 let hardware = self.hardware();
                 Ok(self.restart(Knowledge { row, hardware, ..seen }, &pod.id, self.uplinks, reason))
             }
@@ -167,7 +167,7 @@ impl Look<'_> {
 
     /// The hardware addresses that the restarts of a row were for, with the one that is begun now.
     fn hardware(&self) -> Vec<String> {
-        let goes_on = contention::in_row(self.memory, self.wish.min_interval, self.recall.boot);
+        let goes_on = self.memory.row().goes_on(self.wish.min_interval, self.recall.boot);
         let earlier = self.memory.hardware.iter().filter(|_| goes_on);
         let before = self.memory.uplinks.iter().flatten().chain(self.uplinks).map(|uplink| &uplink.hardware);
         let mut all = Vec::new();

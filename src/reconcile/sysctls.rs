@@ -396,7 +396,7 @@ fn standing_in(key: &SysctlKey, to_come: &[&IfName]) -> SysctlKey {
 }
 
 /// Whether the kernel means the same by both: whatever the white space, and numbers as numbers.
-pub fn is_same(live: &str, wanted: &str) -> bool {
+fn is_same(live: &str, wanted: &str) -> bool {
     if format!("{live}{wanted}").contains([',', '-'])
         && let (Some(live), Some(wanted)) = (ranges(live), ranges(wanted))
     {
