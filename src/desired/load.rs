@@ -344,7 +344,7 @@ fn drop_ins(directory: &Path) -> Result<Vec<(String, String)>, ConfigError> {
             _ => {}
         }
     }
-    files.sort();
+    files.sort_unstable();
     files.iter().map(|path| read_file(path)).collect()
 }
 

@@ -31,7 +31,7 @@ pub fn reached(key: &str, names: &[Box<[u8]>]) -> Vec<SysctlKey> {
     let Some((directory, what)) = reach(key) else { return Vec::new() };
     let path = |name: &[u8]| SysctlKey::from_path(&[directory.as_bytes(), name, what.as_bytes()].join(&b'/'));
     let mut keys: Vec<SysctlKey> = names.iter().filter(|name| ***name != *b"all").map(|name| path(name)).collect();
-    keys.sort();
+    keys.sort_unstable();
     if key == FORWARD {
         keys.push(SysctlKey::from_path(REDIRECTS.as_bytes()));
     }

@@ -405,7 +405,7 @@ impl Node {
                 other => uplinks.push(other?),
             }
         }
-        uplinks.sort_by(|a, b| a.name.cmp(&b.name));
+        uplinks.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(uplinks)
     }
 
@@ -430,7 +430,7 @@ impl Node {
         let lasting = all.into_iter().filter(|address| address.index == index && address.lasting);
         let mut addresses: Vec<String> =
             lasting.map(|address| format!("{}/{}", address.local, address.subnet.network_length())).collect();
-        addresses.sort();
+        addresses.sort_unstable();
         let hardware = link.hardware.iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Uplink { name: name.into(), index, hardware, addresses })
     }
@@ -459,7 +459,7 @@ impl Node {
                 veths.push(Veth { dev, peer });
             }
         }
-        veths.sort_by(|a, b| a.dev.name.cmp(&b.dev.name));
+        veths.sort_unstable_by(|a, b| a.dev.name.cmp(&b.dev.name));
         Ok(veths)
     }
 

@@ -63,7 +63,7 @@ impl Root {
                 names.push(name);
             }
         }
-        names.sort();
+        names.sort_unstable();
         Ok(names)
     }
 
@@ -116,7 +116,7 @@ impl Root {
                 }
             }
         }
-        paths.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
+        paths.sort_unstable_by(|a, b| a.file_name().cmp(&b.file_name()));
         for path in paths {
             match self.read(&path) {
                 Ok(text) => found.files.push(ConfFile { path, text }),
