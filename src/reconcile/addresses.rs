@@ -31,10 +31,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     if declared.is_empty() && known == Some(false) {
         return Ok(plan);
     }
-    let names = sorted::set(declared.iter().map(|(dev, _)| *dev));
-    let links = observed.links_named(names.iter().map(|name| (*name).clone()))?;
-    let links = names.into_iter().zip(links);
-    let indexes = sorted::map(links.filter_map(|(name, link)| Some((name, link?.dev.index))));
+    let indexes = indexes(declared.iter().map(|(dev, _)| *dev), observed)?;
     let owner = Owner::of(observed)?;
     let live = observed.addresses()?;
     let mut here: BTreeMap<(u32, IpAddr), Vec<&Address>> = BTreeMap::new();
@@ -156,6 +153,17 @@ pub fn foreign(index: u32, observed: &Observed) -> Result<Vec<IpAddr>, Gap> {
     Ok(observed.addresses()?.iter().filter(is_foreign).map(|address| address.local).collect())
 }
 
+/// The indexes of the interfaces with these names, as far as they are there.
+fn indexes<'a>(
+    names: impl IntoIterator<Item = &'a IfName>,
+    observed: &Observed,
+) -> Result<BTreeMap<&'a IfName, u32>, Gap> {
+    let names = sorted::set(names);
+    let links = observed.links_named(names.iter().copied().cloned())?;
+    let links = names.into_iter().zip(links);
+    Ok(sorted::map(links.filter_map(|(name, link)| Some((name, link?.dev.index)))))
+}
+
 /// Tells whose an address is.
 struct Owner<'a> {
     marks_are_kept: bool,
@@ -167,10 +175,9 @@ impl<'a> Owner<'a> {
     fn of(observed: &'a Observed) -> Result<Owner<'a>, Gap> {
         let noted = || observed.ledger().map(|ledger| ledger.addresses.iter());
         let name = |entry: &AddedAddress| IfName::new(entry.dev.as_bytes());
-        let names = sorted::set(noted()?.filter_map(name));
-        let links = observed.links_named(names.iter().cloned())?;
-        let links = sorted::map(names.iter().zip(links));
-        let index = |entry: &AddedAddress| Some(links.get(&name(entry)?)?.as_ref()?.dev.index);
+        let names: Vec<IfName> = noted()?.filter_map(name).collect();
+        let indexes = indexes(&names, observed)?;
+        let index = |entry: &AddedAddress| indexes.get(&name(entry)?).copied();
         let entries = sorted::map(noted()?.filter_map(|entry| Some(((index(entry)?, entry.address), entry))));
         let marks_are_kept = observed.addresses()?.iter().any(|address| address.protocol.is_some());
         Ok(Owner { marks_are_kept, entries })

@@ -149,7 +149,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     // Before the first one is set, so that none is ever forgotten.
     let some = !noted.is_empty() || there.is_some_and(is_ours) || !lasting.is_empty();
     plan.remember.extend((known != Some(some)).then_some(Note::Made(Kind::Sysctls, some)));
-    noted.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+    let noted = sorted::list(noted, |a, b| a.key.cmp(&b.key));
     if noted != *ledger {
         plan.remember.push(Note::Sysctls(noted));
     }

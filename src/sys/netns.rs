@@ -60,8 +60,7 @@ pub fn names() -> anyhow::Result<Vec<SeenNetns>> {
             Err(error) => return Err(error).with_context(|| name.to_string()),
         }
     }
-    seen.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    Ok(seen)
+    Ok(sorted::list(seen, |a, b| a.name.cmp(&b.name)))
 }
 
 fn path(name: &NetnsName) -> PathBuf {
