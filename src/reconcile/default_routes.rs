@@ -93,10 +93,7 @@ impl Policy<'_> {
     /// Tables without a default route, with those of their sources that have none elsewhere either.
     fn broken_tables(&self) -> Result<BTreeMap<u32, BTreeSet<IpAddr>>, Gap> {
         let senders = || self.rules.iter().filter_map(|rule| sends(rule));
-        let mut tables: Vec<u32> = senders().map(|(_, table)| table).collect();
-        tables.sort_unstable();
-        tables.dedup();
-        tables.retain(|table| self.is_ours_to_mend(*table));
+        let tables = senders().map(|(_, table)| table).filter(|table| self.is_ours_to_mend(*table));
         let lacking = self.without_default(sorted::set(tables))?;
         // Only now, so that a healthy node pays nothing for its pods' addresses.
         let mut users: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();

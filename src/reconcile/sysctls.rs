@@ -417,8 +417,8 @@ fn ranges(list: &str) -> Option<Vec<(u32, u32)>> {
         let (from, to) = range.split_once('-').unwrap_or((range, range));
         Some((from.trim().parse().ok()?, to.trim().parse().ok()?))
     };
-    let mut all: Vec<(u32, u32)> = list.split(',').map(range).collect::<Option<_>>()?;
-    all.sort_unstable();
+    let all: Vec<(u32, u32)> = list.split(',').map(range).collect::<Option<_>>()?;
+    let mut all = sorted::list(all, Ord::cmp);
     all.dedup_by(|next, last| {
         let joined = next.0 <= last.1.saturating_add(1);
         last.1 = if joined { last.1.max(next.1) } else { last.1 };
