@@ -37,6 +37,7 @@ pub mod pod;
 pub mod reconcile;
 pub mod report;
 pub mod run;
+pub mod sorted;
 pub mod status;
 pub mod sys;
 pub mod sysctl_d;

@@ -14,6 +14,7 @@ use serde_yaml::Value;
 use super::tree::{self, End, Flaw, MAX_BYTES, Position, Step};
 use super::{DEFAULT_YAML, Desired};
 use crate::net::one_line;
+use crate::sorted;
 
 /// Where the configuration is looked for when no file is named.
 const USUAL_FILE: &str = "/etc/node-fixer/config.yaml";
@@ -344,8 +345,7 @@ fn drop_ins(directory: &Path) -> Result<Vec<(String, String)>, ConfigError> {
             _ => {}
         }
     }
-    files.sort();
-    files.iter().map(|path| read_file(path)).collect()
+    sorted::list(files, Ord::cmp).iter().map(|path| read_file(path)).collect()
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ pub use value::{
 use crate::nat;
 use crate::net::{self, Family, IfName, PROTO_DECLARED, Scope, Selector};
 use crate::pod::PodQuery;
+use crate::sorted;
 
 /// The built-in default, which is also the reference documentation of every key.
 pub const DEFAULT_YAML: &str = include_str!("../../config/node-fixer.yaml");
@@ -314,7 +315,7 @@ impl Default for KubeProxy {
             endpoint: "unix:///run/containerd/containerd.sock".into(),
             timeout: Duration::from_secs(10),
             namespace: "kube-system".into(),
-            labels: [("k8s-app".into(), "kube-proxy".into())].into(),
+            labels: sorted::map([("k8s-app".into(), "kube-proxy".into())]),
         }
     }
 }

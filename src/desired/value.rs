@@ -736,19 +736,23 @@ fn text<'de, D: Deserializer<'de>, T>(
     what: &'static str,
     parse: fn(&str) -> Result<T, String>,
 ) -> Result<T, D::Error> {
-    struct Text<T>(&'static str, fn(&str) -> Result<T, String>);
-    impl<T> Visitor<'_> for Text<T> {
-        type Value = T;
+    struct Text(&'static str);
+    impl Visitor<'_> for Text {
+        type Value = String;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str(self.0)
         }
 
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-            (self.1)(text).map_err(E::custom)
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<String, E> {
+            Ok(text.to_owned())
+        }
+
+        fn visit_string<E: de::Error>(self, text: String) -> Result<String, E> {
+            Ok(text)
         }
     }
-    deserializer.deserialize_any(Text(what, parse))
+    parse(&deserializer.deserialize_any(Text(what))?).map_err(de::Error::custom)
 }
 
 /// Reads a number of 32 bits, or a name that stands for one.

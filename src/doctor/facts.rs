@@ -8,6 +8,7 @@ use super::ini::Place;
 use crate::desired::Desired;
 use crate::net::{Family, IfName, Rule, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, UPLINK_RULE_PRIORITY, family_of};
 use crate::observed::{Gap, Look, Observed, RouteSet, SeenRoute, SeenRule};
+use crate::sorted;
 use crate::sysctl_d::{ConfFile, Settings};
 
 /// Priority of the VPC CNI's rule to a pod.
@@ -116,21 +117,21 @@ impl<'a> Facts<'a> {
     /// All tables of these, asked for at once.
     pub fn tables(&self, tables: &BTreeSet<(Family, u32)>) -> Result<BTreeMap<(Family, u32), &[SeenRoute]>, Gap> {
         let sets = tables.iter().map(|(family, table)| RouteSet::Table(*family, *table));
-        Ok(tables.iter().copied().zip(self.observed.routes(sets)?).collect())
+        Ok(sorted::map(tables.iter().copied().zip(self.observed.routes(sets)?)))
     }
 
     /// The main table and all that rules lead to.
     pub fn named_tables(&self) -> Result<BTreeMap<(Family, u32), &[SeenRoute]>, Gap> {
         let named = self.rules()?.into_iter().map(|rule| (rule.family, rule.table));
         let named = named.filter(|(_, table)| !matches!(*table, TABLE_LOCAL | TABLE_DEFAULT));
-        self.tables(&named.chain([(Family::V4, TABLE_MAIN), (Family::V6, TABLE_MAIN)]).collect())
+        self.tables(&sorted::set(named.chain([(Family::V4, TABLE_MAIN), (Family::V6, TABLE_MAIN)])))
     }
 
     /// The names of all interfaces, by index.
     pub fn names(&self) -> Result<BTreeMap<u32, &IfName>, Gap> {
         let indexes: Vec<u32> = self.observed.rp_filters()?.links.iter().map(|(index, _)| *index).collect();
         let names = self.observed.names(indexes.iter().copied())?;
-        Ok(indexes.into_iter().zip(names).filter_map(|(index, name)| Some((index, name?))).collect())
+        Ok(sorted::map(indexes.into_iter().zip(names).filter_map(|(index, name)| Some((index, name?)))))
     }
 
     /// The name of one interface as text; its number where it has gone.
@@ -188,8 +189,7 @@ impl<'a> Facts<'a> {
         if !self.pods()?.are_of_vpc_cni() {
             return Ok(Vec::new());
         }
-        let tables: BTreeSet<_> =
-            self.rules()?.into_iter().filter(of_cni).map(|rule| (rule.family, rule.table)).collect();
+        let tables = sorted::set(self.rules()?.into_iter().filter(of_cni).map(|rule| (rule.family, rule.table)));
         let mut found: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
         for ((_, table), routes) in self.tables(&tables)? {
             for hop in routes.iter().flat_map(SeenRoute::hops) {

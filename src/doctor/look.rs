@@ -10,6 +10,7 @@ use super::ini::Place;
 use super::{ALL, Examination, Finding};
 use crate::desired::Desired;
 use crate::observed::{Gap, Look, Observed};
+use crate::sorted;
 use crate::sys::{ConfFiles, Node, Root};
 use crate::sysctl_d::{ConfFile, DIRECTORIES};
 
@@ -129,7 +130,7 @@ fn read(root: &Root, unseen: &mut Vec<String>) -> Files {
 
 fn by_index(files: Vec<ConfFile>) -> BTreeMap<u32, ConfFile> {
     let index = |file: &ConfFile| str::from_utf8(file.name()).ok()?.parse().ok();
-    files.into_iter().filter_map(|file| Some((index(&file)?, file))).collect()
+    sorted::map(files.into_iter().filter_map(|file| Some((index(&file)?, file))))
 }
 
 /// Sixteen bytes as hexadecimal digits.

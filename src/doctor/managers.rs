@@ -9,6 +9,7 @@ use super::ini::{Entry, Place, boolean, entries};
 use super::sysctls::write_command;
 use crate::net::{IfName, KERNEL_PRIORITIES, Rule, table_name};
 use crate::observed::{Gap, SeenRoute};
+use crate::sorted;
 use crate::sysctl_d::{ConfFile, is_match};
 
 const NETWORKD_FILE: &str = "/etc/systemd/networkd.conf.d/90-node-fixer.conf";
@@ -61,17 +62,11 @@ pub fn networkd_foreign_routes(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     if !facts.files.networkd {
         return Ok(Vec::new());
     }
-    let managed: BTreeSet<u32> = facts
-        .files
-        .networkd_links
-        .iter()
-        .filter(|(_, file)| is_managed(file).is_some())
-        .map(|(index, _)| *index)
-        .collect();
+    let managed = |index| facts.files.networkd_links.get(&index).is_some_and(|file| is_managed(file).is_some());
     let mut tables = BTreeSet::new();
     for ((_, table), routes) in facts.named_tables()? {
         let foreign = |route: &&SeenRoute| {
-            let there = route.hops().iter().any(|hop| hop.oif.is_some_and(|oif| managed.contains(&oif)));
+            let there = route.hops().iter().any(|hop| hop.oif.is_some_and(managed));
             there && !OF_NETWORKD.contains(&route.protocol)
         };
         if table != crate::net::TABLE_MAIN && routes.iter().any(|route| foreign(&route)) {
@@ -206,9 +201,13 @@ fn names_table(facts: &Facts, table: u32) -> Option<Place> {
 
 /// The interfaces that carry the sources of these rules.
 fn carriers(facts: &Facts, rules: &[&Rule]) -> Result<BTreeSet<String>, Gap> {
-    let sources: BTreeSet<_> = rules.iter().filter_map(|rule| host(rule.selector.from.as_ref())).collect();
+    let sources = sorted::set(rules.iter().filter_map(|rule| host(rule.selector.from.as_ref())));
     let carrying = facts.observed.addresses()?.iter().filter(|address| sources.contains(&address.local));
-    carrying.map(|address| facts.name_of(address.index)).collect()
+    let mut names = BTreeSet::new();
+    for address in carrying {
+        names.insert(facts.name_of(address.index)?);
+    }
+    Ok(names)
 }
 
 pub fn ec2_net_utils(facts: &Facts) -> Result<Vec<Finding>, Gap> {
@@ -226,7 +225,7 @@ pub fn ec2_net_utils(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         "ec2-net-utils has made {} rules to tables {}, beside the CNI's{timer}: it configures the pods' addresses as this \
          node's own",
         rules.len(),
-        shortened(rules.iter().map(|rule| rule.table).collect::<BTreeSet<_>>())
+        shortened(sorted::set(rules.iter().map(|rule| rule.table)))
     );
     let mut lines = Vec::new();
     for name in carriers(facts, &rules)? {
@@ -255,7 +254,7 @@ pub fn cloud_init_policy_tables(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         "rules lead {} to tables {}, numbered as cloud-init does for secondary uplinks{}: it configures the pods' addresses \
          as this node's own and has them leave by tables that the CNI does not know",
         shortened(rules.iter().filter_map(|rule| host(rule.selector.from.as_ref()))),
-        shortened(rules.iter().map(|rule| rule.table).collect::<BTreeSet<_>>()),
+        shortened(sorted::set(rules.iter().map(|rule| rule.table))),
         place.as_ref().map_or(String::new(), |place| format!(" ({place})"))
     );
     let text =
@@ -289,11 +288,8 @@ pub fn mac_address_policy(facts: &Facts) -> Result<Vec<Finding>, Gap> {
              CNI has told the pod already",
             shortened(&names)
         );
-        let stems: BTreeSet<String> = names
-            .iter()
-            .filter_map(|name| name.as_bytes().get(..name.as_bytes().len().saturating_sub(11)))
-            .map(|stem| String::from_utf8_lossy(stem).into_owned() + "*")
-            .collect();
+        let stems = names.iter().filter_map(|name| name.as_bytes().get(..name.as_bytes().len().saturating_sub(11)));
+        let stems = sorted::set(stems.map(|stem| String::from_utf8_lossy(stem).into_owned() + "*"));
         let text = format!(
             "# The CNI has told the pods these hardware addresses.\n[Match]\nOriginalName={}\nDriver=veth\n\n[Link]\n\
              MACAddressPolicy=none\n",

@@ -9,6 +9,7 @@ use crate::change::Change;
 use crate::net::{Family, Rule, Selector, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, UPLINK_RULE_PRIORITY};
 use crate::observed::{Gap, SeenRoute, Target};
 use crate::reconcile::default_routes;
+use crate::sorted;
 
 /// Mark and mask of the VPC CNI's rule 1024.
 const MARK: (u32, u32) = (0x80, 0x80);
@@ -162,9 +163,9 @@ fn empty<'a>(facts: &'a Facts) -> Result<Vec<(Broken<'a>, BTreeSet<IpAddr>)>, Ga
         if !broken.routes.is_empty() {
             continue;
         }
-        let local: BTreeSet<IpAddr> = facts.observed.addresses()?.iter().map(|address| address.local).collect();
+        let local = sorted::set(facts.observed.addresses()?.iter().map(|address| address.local));
         let here = |source: &&IpAddr| local.contains(*source) || pods.routes.contains_key(*source);
-        let alive = broken.sources.iter().filter(here).copied().collect();
+        let alive = sorted::set(broken.sources.iter().filter(here).copied());
         found.push((broken, alive));
     }
     Ok(found)
@@ -287,13 +288,10 @@ fn to_pod(pod: IpAddr) -> Rule {
 pub fn rule_without_pod(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let pods = facts.pods()?;
     // Pods with a security group have their routes in a table of their branch interface.
-    let routed: BTreeSet<IpAddr> = facts
-        .named_tables()?
-        .values()
-        .flat_map(|routes| routes.iter())
-        .filter(|route| route.to.is_host_address() && route.target != Target::Special)
-        .map(|route| route.to.first_address())
-        .collect();
+    let tables = facts.named_tables()?;
+    let to_hosts = tables.values().flat_map(|routes| routes.iter()).filter(|route| route.to.is_host_address());
+    let to_hosts = to_hosts.filter(|route| route.target != Target::Special);
+    let routed = sorted::set(to_hosts.map(|route| route.to.first_address()));
     let leaked: Vec<(&IpAddr, &&Rule)> = pods.to.iter().filter(|(pod, _)| !routed.contains(pod)).collect();
     if leaked.is_empty() {
         return Ok(Vec::new());

@@ -1,6 +1,5 @@
 //! Shows what an examination found, as text or as JSON, and writes the proposed files for review.
 
-use std::collections::BTreeMap;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -11,6 +10,7 @@ use serde::Serialize;
 
 use super::Examination;
 use crate::net::one_line;
+use crate::sorted;
 
 /// What became of the proposed files.
 #[derive(Debug, Default)]
@@ -88,7 +88,7 @@ pub fn text(examination: &Examination, review: &Review, colour: bool) -> String 
 /// One of them could not be written.
 pub fn write(examination: &Examination, directory: &Path) -> anyhow::Result<Review> {
     let proposals = examination.findings.iter().flat_map(|finding| &finding.proposals);
-    let files: BTreeMap<&Path, &[u8]> = proposals.map(|file| (file.path.as_path(), file.text.as_slice())).collect();
+    let files = sorted::map(proposals.map(|file| (file.path.as_path(), file.text.as_slice())));
     let name = one_line(&directory.to_string_lossy()).into_owned();
     let make = |path: &Path| {
         let made = DirBuilder::new().recursive(true).mode(0o755).create(path);

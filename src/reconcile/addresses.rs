@@ -17,6 +17,7 @@ use crate::desired::Desired;
 use crate::memory::{AddedAddress, Kind, Note};
 use crate::net::{IfName, PROTO_DECLARED, SysctlKey};
 use crate::observed::{Address, Gap, Observed};
+use crate::sorted;
 
 /// How far the kernel's time of an address may be from that of its note in the ledger, which is written just before.
 /// The two are told by different clocks: the kernel counts its ticks, which began some time after the clock did.
@@ -26,22 +27,18 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let mut plan = Plan::default();
     let recall = observed.recall()?;
     let known = recall.memory.made.get(&Kind::Addresses).copied();
-    let declared: BTreeSet<(&IfName, IpInet)> = desired.all_addresses().collect();
+    let declared = sorted::set(desired.all_addresses());
     if declared.is_empty() && known == Some(false) {
         return Ok(plan);
     }
-    let names: BTreeSet<&IfName> = declared.iter().map(|(dev, _)| *dev).collect();
-    let links = observed.links_named(names.iter().map(|name| (*name).clone()))?;
-    let indexes: BTreeMap<&IfName, u32> =
-        names.into_iter().zip(links).filter_map(|(name, link)| Some((name, link?.dev.index))).collect();
+    let indexes = indexes(declared.iter().map(|(dev, _)| *dev), observed)?;
     let owner = Owner::of(observed)?;
     let live = observed.addresses()?;
     let mut here: BTreeMap<(u32, IpAddr), Vec<&Address>> = BTreeMap::new();
     live.iter().for_each(|address| here.entry((address.index, address.local)).or_default().push(address));
 
     let (to_come, refused) = (bridges::to_come(desired, observed)?, bridges::refused(desired, observed)?);
-    let of_refused: BTreeSet<(&IfName, IpInet)> =
-        desired.addresses_of_bridges().filter(|(dev, _)| refused.contains(dev)).collect();
+    let of_refused = sorted::set(desired.addresses_of_bridges().filter(|(dev, _)| refused.contains(dev)));
     let mut without_link = BTreeSet::new();
     let mut added = Vec::new();
     for (dev, inet) in &declared {
@@ -89,16 +86,15 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         }
     }
 
-    let declared_here: BTreeSet<(u32, IpInet)> =
-        declared.iter().filter_map(|(dev, inet)| Some((*indexes.get(dev)?, *inet))).collect();
+    let declared_here = sorted::set(declared.iter().filter_map(|(dev, inet)| Some((*indexes.get(dev)?, *inet))));
     let is_declared = |address: &Address| {
         let inet = IpInet::new(address.local, address.length);
         !address.has_peer && inet.is_ok_and(|inet| declared_here.contains(&(address.index, inet)))
     };
     let ours: Vec<&Address> = live.iter().filter(|address| owner.owns(address)).collect();
-    let mut gone: Vec<&Address> = ours.iter().copied().filter(|address| !is_declared(address)).collect();
+    let gone = ours.iter().copied().filter(|address| !is_declared(address)).collect();
     // Those that would go with another go before it.
-    gone.sort_by_key(|address| !address.secondary);
+    let gone = sorted::first(gone, |address: &&Address| address.secondary);
     for address in gone {
         let inet = IpInet::new(address.local, address.length);
         let (Some(dev), Ok(inet)) = (observed.names([address.index])?.into_iter().flatten().next(), inet) else {
@@ -134,9 +130,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     // Before the first one goes in, so that none is ever forgotten.
     let some = !ours.is_empty() || !added.is_empty();
     plan.remember.extend((known != Some(some)).then_some(Note::Made(Kind::Addresses, some)));
-    let again: BTreeSet<(&str, IpInet)> = added.iter().map(|new| (&*new.dev, new.address)).collect();
-    let still: BTreeSet<(&str, IpInet)> =
-        ours.iter().filter_map(|address| owner.entry(address)).map(|entry| (&*entry.dev, entry.address)).collect();
+    let again = sorted::set(added.iter().map(|new| (&*new.dev, new.address)));
+    let still = ours.iter().filter_map(|address| owner.entry(address));
+    let still = sorted::set(still.map(|entry| (&*entry.dev, entry.address)));
     let ledger = &observed.ledger()?.addresses;
     let stays = |entry: &&AddedAddress| {
         let key = (&*entry.dev, entry.address);
@@ -157,6 +153,17 @@ pub fn foreign(index: u32, observed: &Observed) -> Result<Vec<IpAddr>, Gap> {
     Ok(observed.addresses()?.iter().filter(is_foreign).map(|address| address.local).collect())
 }
 
+/// The indexes of the interfaces with these names, as far as they are there.
+fn indexes<'a>(
+    names: impl IntoIterator<Item = &'a IfName>,
+    observed: &Observed,
+) -> Result<BTreeMap<&'a IfName, u32>, Gap> {
+    let names = sorted::set(names);
+    let links = observed.links_named(names.iter().copied().cloned())?;
+    let links = names.into_iter().zip(links);
+    Ok(sorted::map(links.filter_map(|(name, link)| Some((name, link?.dev.index)))))
+}
+
 /// Tells whose an address is.
 struct Owner<'a> {
     marks_are_kept: bool,
@@ -168,11 +175,10 @@ impl<'a> Owner<'a> {
     fn of(observed: &'a Observed) -> Result<Owner<'a>, Gap> {
         let noted = || observed.ledger().map(|ledger| ledger.addresses.iter());
         let name = |entry: &AddedAddress| IfName::new(entry.dev.as_bytes());
-        let names: BTreeSet<IfName> = noted()?.filter_map(name).collect();
-        let links = observed.links_named(names.iter().cloned())?;
-        let links: BTreeMap<_, _> = names.iter().zip(links).collect();
-        let index = |entry: &AddedAddress| Some(links.get(&name(entry)?)?.as_ref()?.dev.index);
-        let entries = noted()?.filter_map(|entry| Some(((index(entry)?, entry.address), entry))).collect();
+        let names: Vec<IfName> = noted()?.filter_map(name).collect();
+        let indexes = indexes(&names, observed)?;
+        let index = |entry: &AddedAddress| indexes.get(&name(entry)?).copied();
+        let entries = sorted::map(noted()?.filter_map(|entry| Some(((index(entry)?, entry.address), entry))));
         let marks_are_kept = observed.addresses()?.iter().any(|address| address.protocol.is_some());
         Ok(Owner { marks_are_kept, entries })
     }

@@ -3,6 +3,7 @@
 //! (A write to net.ipv4.conf.default.* is one too, but only for interfaces that nobody has ever given a value.)
 
 use crate::net::{FORWARD, SysctlKey};
+use crate::sorted;
 
 /// The directory of the interfaces that a write to this key reaches, and their key.
 pub fn reach(key: &str) -> Option<(&'static str, &str)> {
@@ -30,8 +31,7 @@ pub fn carried(key: &str, value: &str, other: &str) -> Option<String> {
 pub fn reached(key: &str, names: &[Box<[u8]>]) -> Vec<SysctlKey> {
     let Some((directory, what)) = reach(key) else { return Vec::new() };
     let path = |name: &[u8]| SysctlKey::from_path(&[directory.as_bytes(), name, what.as_bytes()].join(&b'/'));
-    let mut keys: Vec<SysctlKey> = names.iter().filter(|name| ***name != *b"all").map(|name| path(name)).collect();
-    keys.sort();
+    let mut keys = sorted::list(names.iter().filter(|name| ***name != *b"all").map(|name| path(name)), Ord::cmp);
     if key == FORWARD {
         keys.push(SysctlKey::from_path(REDIRECTS.as_bytes()));
     }

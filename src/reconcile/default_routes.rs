@@ -18,13 +18,14 @@ use crate::desired::Desired;
 use crate::net::{Dev, Family, PROTO_MENDED, Route, Rule, Scope, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
 use crate::net::{UPLINK_RULE_PRIORITY, family_of};
 use crate::observed::{Gap, Hop, Link, Observed, RouteSet, SeenRoute, Target};
+use crate::sorted;
 
 /// What differs.
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let live = observed.rules()?;
     let declared = rules::declared(desired);
     let mut plan = Plan::default();
-    for family in BTreeSet::from_iter(desired.default_routes.families.iter().copied()) {
+    for family in sorted::set(desired.default_routes.families.iter().copied()) {
         let rules = rules::afterwards(live, &declared).filter(|rule| rule.family == family).collect();
         let node = Policy { desired, observed, family, rules };
         let (mut served, mut unserved) = (BTreeSet::new(), Vec::new());
@@ -92,11 +93,8 @@ impl Policy<'_> {
     /// Tables without a default route, with those of their sources that have none elsewhere either.
     fn broken_tables(&self) -> Result<BTreeMap<u32, BTreeSet<IpAddr>>, Gap> {
         let senders = || self.rules.iter().filter_map(|rule| sends(rule));
-        let mut tables: Vec<u32> = senders().map(|(_, table)| table).collect();
-        tables.sort_unstable();
-        tables.dedup();
-        tables.retain(|table| self.is_ours_to_mend(*table));
-        let lacking = self.without_default(tables.into_iter().collect())?;
+        let tables = senders().map(|(_, table)| table).filter(|table| self.is_ours_to_mend(*table));
+        let lacking = self.without_default(sorted::set(tables))?;
         // Only now, so that a healthy node pays nothing for its pods' addresses.
         let mut users: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
         for (source, table) in senders().filter(|(_, table)| lacking.contains(table)) {
@@ -105,11 +103,11 @@ impl Policy<'_> {
         if users.is_empty() {
             return Ok(users);
         }
-        let suspects: BTreeSet<IpAddr> = users.values().flatten().copied().collect();
+        let suspects = sorted::set(users.values().flatten().copied());
         let named: Vec<_> = self.sends_everywhere().filter(|(source, _)| suspects.contains(source)).collect();
-        let lacking = self.without_default(named.iter().map(|(_, table)| *table).collect())?;
-        let served: BTreeSet<IpAddr> =
-            named.iter().filter(|(_, table)| !lacking.contains(table)).map(|(source, _)| *source).collect();
+        let lacking = self.without_default(sorted::set(named.iter().map(|(_, table)| *table)))?;
+        let served = named.iter().filter(|(_, table)| !lacking.contains(table));
+        let served = sorted::set(served.map(|(source, _)| *source));
         users.values_mut().for_each(|sources| sources.retain(|source| !served.contains(source)));
         users.retain(|_, sources| !sources.is_empty());
         Ok(users)
@@ -150,11 +148,11 @@ impl Policy<'_> {
     /// The kinds of evidence, best first.
     fn way_out(&self, table: u32, sources: &BTreeSet<IpAddr>) -> Result<Way, Gap> {
         let live = self.table(table)?;
-        let used: BTreeSet<u32> = live.iter().flat_map(SeenRoute::hops).filter_map(|hop| hop.oif).collect();
+        let used = sorted::set(live.iter().flat_map(SeenRoute::hops).filter_map(|hop| hop.oif));
         if self.observed.links(used.iter().copied())?.iter().flatten().any(|link| link.vrf_slave) {
             return Ok(Way::OfVrf);
         }
-        let host_routes: BTreeSet<_> = live.iter().filter_map(|route| self.host_route(route)).collect();
+        let host_routes = sorted::set(live.iter().filter_map(|route| self.host_route(route)));
         match host_routes.into_iter().collect::<Vec<_>>().as_slice() {
             [(gateway, index)] => {
                 let evidence = |dev: &Dev| format!("its one host route names the gateway {gateway} on {}", dev.name);
@@ -198,14 +196,9 @@ impl Policy<'_> {
     fn by_uplink_rule(&self, table: u32, sources: &BTreeSet<IpAddr>) -> Result<Way, Gap> {
         let of_uplink = |rule: &&&Rule| rule.priority == UPLINK_RULE_PRIORITY && rule.table == table;
         let sources_of_uplink = self.rules.iter().filter(of_uplink).filter_map(|rule| sends(rule));
-        let named: BTreeSet<IpAddr> = sources_of_uplink.map(|(source, _)| source).collect();
-        let carriers: BTreeSet<u32> = self
-            .observed
-            .addresses()?
-            .iter()
-            .filter(|address| named.contains(&address.local))
-            .map(|address| address.index)
-            .collect();
+        let named = sorted::set(sources_of_uplink.map(|(source, _)| source));
+        let carrying = self.observed.addresses()?.iter().filter(|address| named.contains(&address.local));
+        let carriers = sorted::set(carrying.map(|address| address.index));
         match carriers.into_iter().collect::<Vec<_>>().as_slice() {
             [index] => {
                 let how = format!("the interface with the source of its rule {UPLINK_RULE_PRIORITY}");
@@ -238,7 +231,7 @@ impl Policy<'_> {
         let name = &link.dev.name;
         let main = self.table(TABLE_MAIN)?;
         let defaults = main.iter().filter(|route| route.to.network_length() == 0 && route.is_unlimited());
-        let gateways: BTreeSet<IpAddr> = defaults.flat_map(SeenRoute::hops).filter_map(|hop| hop.via).collect();
+        let gateways = sorted::set(defaults.flat_map(SeenRoute::hops).filter_map(|hop| hop.via));
         let subnets = self.subnets(index)?;
         let inside: Vec<_> = gateways.iter().filter(|gateway| is_inside(**gateway, &subnets)).collect();
         match inside.as_slice() {
@@ -367,7 +360,7 @@ fn sends(rule: &Rule) -> Option<(IpAddr, u32)> {
 fn has_default(routes: &[SeenRoute]) -> bool {
     let unlimited = || routes.iter().filter(|route| route.is_unlimited());
     let halves = unlimited().filter(|route| route.to.network_length() == 1);
-    let halves: BTreeSet<IpAddr> = halves.map(|route| route.to.first_address()).collect();
+    let halves = sorted::set(halves.map(|route| route.to.first_address()));
     halves.len() == 2 || unlimited().any(|route| route.to.network_length() == 0)
 }
 

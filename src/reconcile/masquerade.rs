@@ -1,7 +1,7 @@
 //! `masquerade`: the one nftables table of ours holds what is declared, and goes when nothing is. Tables of others are
 //! never touched; where one of them drops what would be masqueraded, that is said.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use cidr::IpCidr;
 
@@ -11,6 +11,7 @@ use crate::memory::{Kind, Note};
 use crate::nat::{self, Accept, Condition, ForwardDrop, Masquerade, Name, SeenNat, SeenTable};
 use crate::net::{Family, IfName, family_of, one_line, shell_word};
 use crate::observed::{Gap, Observed};
+use crate::sorted;
 
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let mut plan = Plan::default();
@@ -98,8 +99,8 @@ fn dropped(desired: &Desired, observed: &Observed, rules: &[Masquerade], plan: &
 /// The interfaces that have addresses or will have them, each with its subnets.
 fn links(desired: &Desired, observed: &Observed) -> Result<BTreeMap<IfName, Vec<IpCidr>>, Gap> {
     let live = observed.addresses()?;
-    let indexes: BTreeSet<u32> = live.iter().map(|address| address.index).collect();
-    let names: BTreeMap<u32, Option<&IfName>> = indexes.iter().copied().zip(observed.names(indexes.clone())?).collect();
+    let indexes = sorted::set(live.iter().map(|address| address.index));
+    let names = sorted::map(indexes.iter().copied().zip(observed.names(indexes.clone())?));
     let name_of = |index| names.get(&index).copied().flatten().cloned();
     let live = live.iter().filter_map(|address| Some((name_of(address.index)?, address.subnet)));
     let declared = desired.all_addresses().map(|(name, inet)| (name.clone(), inet.network()));

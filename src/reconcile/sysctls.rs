@@ -13,6 +13,7 @@ use crate::desired::{Desired, Mode, Sysctl};
 use crate::memory::{Kind, Note, SetSysctl};
 use crate::net::{FORWARD, FORWARD_OF_ALL, IfName, SysctlKey};
 use crate::observed::{Gap, Observed};
+use crate::sorted;
 use crate::sysctl_d::{self, ConfFile, OURS, Occasion, Settings};
 
 /// How our file begins, and is known by.
@@ -52,7 +53,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         }
     }
     // What changes others goes first, so that those that are declared otherwise come after it.
-    keys.sort_by_key(|it| carried::reach(&it.path).is_none());
+    let keys = sorted::first(keys, |it| carried::reach(&it.path).is_some());
     let mut noted: Vec<SetSysctl> = Vec::new();
 
     // Those of them that are written now, with what else they reach.
@@ -148,7 +149,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     // Before the first one is set, so that none is ever forgotten.
     let some = !noted.is_empty() || there.is_some_and(is_ours) || !lasting.is_empty();
     plan.remember.extend((known != Some(some)).then_some(Note::Made(Kind::Sysctls, some)));
-    noted.sort_by(|a, b| a.key.cmp(&b.key));
+    let noted = sorted::list(noted, |a, b| a.key.cmp(&b.key));
     if noted != *ledger {
         plan.remember.push(Note::Sysctls(noted));
     }
@@ -249,10 +250,8 @@ fn lasting(desired: &Desired) -> Vec<Lasting> {
     let links = rp_filter.persist.iter().filter(|_| rp_filter.mode == Mode::Enforce);
     let of_links =
         links.map(|link| Lasting { path: format!("net/ipv4/conf/{}/rp_filter", link.0), value: value.clone() });
-    let mut all: Vec<Lasting> = declared.chain(of_links).collect();
     // Who reads the file writes in its order, too.
-    all.sort_by_key(|it| carried::reach(&it.path).is_none());
-    all
+    sorted::first(declared.chain(of_links).collect(), |it| carried::reach(&it.path).is_some())
 }
 
 /// The lines of our file that stay as they are: those of rp_filter, while that only observes.
@@ -418,8 +417,8 @@ fn ranges(list: &str) -> Option<Vec<(u32, u32)>> {
         let (from, to) = range.split_once('-').unwrap_or((range, range));
         Some((from.trim().parse().ok()?, to.trim().parse().ok()?))
     };
-    let mut all: Vec<(u32, u32)> = list.split(',').map(range).collect::<Option<_>>()?;
-    all.sort_unstable();
+    let all: Vec<(u32, u32)> = list.split(',').map(range).collect::<Option<_>>()?;
+    let mut all = sorted::list(all, Ord::cmp);
     all.dedup_by(|next, last| {
         let joined = next.0 <= last.1.saturating_add(1);
         last.1 = if joined { last.1.max(next.1) } else { last.1 };

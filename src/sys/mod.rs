@@ -49,6 +49,7 @@ use crate::net::{ALIAS, Bridge, Dev, IfName, SysctlKey, one_line};
 use crate::netns::{NetnsName, Sandboxes, Veth};
 use crate::observed::{Address, Link, Look, Observed, RouteSet, RpFilters, SeenBridge, SeenRoute, SeenRule, Want};
 use crate::pod::{Pod, PodId, PodQuery};
+use crate::sorted;
 use crate::sysctl_d::{OURS, Settings};
 
 /// How often it is asked whether a new sandbox is ready.
@@ -405,8 +406,7 @@ impl Node {
                 other => uplinks.push(other?),
             }
         }
-        uplinks.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(uplinks)
+        Ok(sorted::list(uplinks, |a, b| a.name.cmp(&b.name)))
     }
 
     /// The interfaces of this network namespace whose names match. (/sys/class/net has those of the namespace that
@@ -428,9 +428,8 @@ impl Node {
         let index = link.dev.index;
         let all = self.netlink.dump(RTM_GETADDR, &message::addresses_of(index), message::seen_address)?;
         let lasting = all.into_iter().filter(|address| address.index == index && address.lasting);
-        let mut addresses: Vec<String> =
-            lasting.map(|address| format!("{}/{}", address.local, address.subnet.network_length())).collect();
-        addresses.sort();
+        let addresses = lasting.map(|address| format!("{}/{}", address.local, address.subnet.network_length()));
+        let addresses = sorted::list(addresses, Ord::cmp);
         let hardware = link.hardware.iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Uplink { name: name.into(), index, hardware, addresses })
     }
@@ -459,8 +458,7 @@ impl Node {
                 veths.push(Veth { dev, peer });
             }
         }
-        veths.sort_by(|a, b| a.dev.name.cmp(&b.dev.name));
-        Ok(veths)
+        Ok(sorted::list(veths, |a, b| a.dev.name.cmp(&b.dev.name)))
     }
 
     /// A veth, and the index of its other end where that is here; `None` if it is no veth, or is gone.
@@ -630,7 +628,11 @@ fn boot_time() -> io::Result<Duration> {
 
 /// A failed look as everybody who needs it will report it.
 fn failed<T>(what: &str, result: Result<T, impl Display>) -> Look<T> {
-    result.map_err(|error| Arc::from(format!("cannot look at {what}: {error}")))
+    result.map_err(|error| unseen(what, &error))
+}
+
+fn unseen(what: &str, error: &dyn Display) -> Arc<str> {
+    format!("cannot look at {what}: {error}").into()
 }
 
 /// How many names there are in a directory, and those that match. Takes no memory for the others.

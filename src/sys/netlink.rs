@@ -105,7 +105,7 @@ impl Netlink {
     }
 
     /// Has something changed; returns when the kernel has done or refused it.
-    pub fn change(&mut self, kind: u16, flags: u16, body: &impl Emitable) -> Result<(), NetlinkError> {
+    pub fn change(&mut self, kind: u16, flags: u16, body: &dyn Emitable) -> Result<(), NetlinkError> {
         let request = self.request(kind, flags | NLM_F_ACK, body);
         self.exchange(&request, &mut |_, _| Ok(()))
     }
@@ -127,7 +127,7 @@ impl Netlink {
     }
 
     /// Asks for one object. `each` is given the type and the body of the answer.
-    pub fn get(&mut self, kind: u16, body: &impl Emitable, each: Each<'_>) -> Result<(), NetlinkError> {
+    pub fn get(&mut self, kind: u16, body: &dyn Emitable, each: Each<'_>) -> Result<(), NetlinkError> {
         // Not acknowledged: the one message is the whole answer.
         let request = self.request(kind, 0, body);
         self.exchange(&request, each)
@@ -137,7 +137,7 @@ impl Netlink {
     pub fn dump<T>(
         &mut self,
         kind: u16,
-        body: &impl Emitable,
+        body: &dyn Emitable,
         decode: impl Fn(&[u8]) -> Result<Option<T>, NetlinkError>,
     ) -> Result<Vec<T>, NetlinkError> {
         for _ in 0..TRIES {
@@ -158,7 +158,7 @@ impl Netlink {
         Err(NetlinkError::Interrupted)
     }
 
-    fn request(&mut self, kind: u16, flags: u16, body: &impl Emitable) -> Vec<u8> {
+    fn request(&mut self, kind: u16, flags: u16, body: &dyn Emitable) -> Vec<u8> {
         self.sequence += 1;
         // Strict checking wants even a body of one byte padded (RTM_GETNETCONF has such a one).
         let mut message = vec![0; HEADER + body.buffer_len().next_multiple_of(4)];

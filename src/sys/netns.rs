@@ -20,6 +20,7 @@ use nix::sys::statvfs::{FsFlags, statvfs};
 use super::ApplyError;
 use crate::net::one_line;
 use crate::netns::{DIRECTORY, NetnsId, NetnsName, Occupied, SeenNetns};
+use crate::sorted;
 
 /// Makes mounts of this process's own.
 static OWN_MOUNTS: Once = Once::new();
@@ -59,8 +60,7 @@ pub fn names() -> anyhow::Result<Vec<SeenNetns>> {
             Err(error) => return Err(error).with_context(|| name.to_string()),
         }
     }
-    seen.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(seen)
+    Ok(sorted::list(seen, |a, b| a.name.cmp(&b.name)))
 }
 
 fn path(name: &NetnsName) -> PathBuf {
@@ -85,7 +85,7 @@ fn mounted() -> io::Result<BTreeSet<u64>> {
         let root = str::from_utf8(line.split(|byte| *byte == b' ').nth(3)?).ok()?;
         root.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
     };
-    Ok(mounts.split(|byte| *byte == b'\n').filter_map(root).collect())
+    Ok(sorted::set(mounts.split(|byte| *byte == b'\n').filter_map(root)))
 }
 
 /// Which namespace stands at this path; `None` where nothing does.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, openat, openat2};
 
 use crate::net::one_line;
+use crate::sorted;
 use crate::sysctl_d::{ConfFile, DIRECTORIES, Settings};
 
 /// A larger file is none that an operator wrote.
@@ -63,8 +64,7 @@ impl Root {
                 names.push(name);
             }
         }
-        names.sort();
-        Ok(names)
+        Ok(sorted::list(names, Ord::cmp))
     }
 
     /// The content of a file; nothing of /dev/null, by which files are masked.
@@ -116,8 +116,7 @@ impl Root {
                 }
             }
         }
-        paths.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
-        for path in paths {
+        for path in sorted::list(paths, |a, b| a.file_name().cmp(&b.file_name())) {
             match self.read(&path) {
                 Ok(text) => found.files.push(ConfFile { path, text }),
                 Err(error) if is_absent(&error) => {}

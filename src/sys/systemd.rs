@@ -1,12 +1,12 @@
 //! What systemd knows of the service and its timer: asked by systemctl, which gets no longer than a moment.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::program;
 use super::stop::Stop;
+use crate::sorted;
 
 /// So long may systemctl take.
 const MOMENT: Duration = Duration::from_secs(2);
@@ -59,7 +59,7 @@ pub fn ask() -> Result<Option<Units>, String> {
 fn parse(text: &str) -> Units {
     let mut units = Units::default();
     for unit in text.split("\n\n") {
-        let values: BTreeMap<&str, &str> = unit.lines().filter_map(|line| line.split_once('=')).collect();
+        let values = sorted::map(unit.lines().filter_map(|line| line.split_once('=')));
         let value = |key| values.get(key).copied().unwrap_or_default();
         let is_active = value("ActiveState") == "active";
         match value("Id") {
