@@ -117,7 +117,7 @@ def write(path, text):
 def user_data(url, checksum):
     """The example in config/, for the package at this address."""
     example = (CHECKOUT / "config/cloud-init.yaml").read_text()
-    text = re.sub(r"url=\S+", f"url={url}", example)
+    text = re.sub(r"url=\S+", f"url='{url}'", example)
     text = re.sub(r"sha256=\S+", f"sha256={checksum}", text)
     check(text.count(url) == 1 and text.count(checksum) == 1, "the example has no url= or sha256=")
     return text
