@@ -370,6 +370,8 @@ struct Reading {
     /// What was loaded into which register.
     registers: BTreeMap<u32, Loaded>,
     conditions: Accept,
+    /// Whether it changes something of the packet on the way.
+    sets: bool,
     verdict: Verdict,
 }
 
@@ -392,7 +394,7 @@ impl Reading {
             IPV6 => Some(Family::V6),
             _ => None,
         };
-        Reading { family, registers: BTreeMap::new(), conditions: Vec::new(), verdict: Verdict::Other }
+        Reading { family, registers: BTreeMap::new(), conditions: Vec::new(), sets: false, verdict: Verdict::Other }
     }
 
     fn take(&mut self, expression: &[u8]) -> Result<(), NetlinkError> {
@@ -401,6 +403,9 @@ impl Reading {
         let value = |attribute| find(Attributes::nested(data), attribute);
         let number = |attribute| value(attribute)?.map(big_endian).transpose().map(Option::unwrap_or_default);
         match &*kind {
+            // From a register into the packet or what is known of it.
+            b"meta" if value(3)?.is_some() => self.sets = true,
+            b"payload" if value(5)?.is_some() => self.sets = true,
             b"meta" => {
                 let loaded = match number(2)? {
                     4 | 5 => Loaded::Index,
@@ -447,7 +452,7 @@ impl Reading {
                 }
             }
             // Without attributes: those are of ports, or of how they are chosen.
-            b"masq" if data.is_empty() => self.verdict = Verdict::Masquerade,
+            b"masq" if data.is_empty() && !self.sets => self.verdict = Verdict::Masquerade,
             b"reject" => self.verdict = Verdict::Drop,
             // A program decides, and may accept.
             b"queue" => self.verdict = Verdict::Accept,

@@ -164,6 +164,9 @@ fn a_rule_that_says_something_else_is_mended() {
         "ip saddr 10.100.0.0/16 oifname != br-vms meta l4proto tcp masquerade to :1024-2048",
         "ip saddr 10.100.0.0/16 oifname != br-vms limit rate 1/second masquerade",
         "ip saddr 10.100.0.0/16 oifname != br-vms masquerade random",
+        "ip saddr 10.100.0.0/16 oifname != br-vms meta mark set 1 masquerade",
+        "ip saddr 10.100.0.0/16 oifname != br-vms ct mark set 1 masquerade",
+        "ip saddr 10.100.0.0/16 oifname != br-vms ip ttl set 9 masquerade",
         "ip saddr 10.100.0.0/16 oifname != br-vms return",
         "ip saddr 10.100.0.0/16 oifname != br-vms",
     ] {
