@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cidr::IpInet;
 
-use super::bridges;
+use super::{bridges, sysctls};
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::Desired;
 use crate::memory::{AddedAddress, Kind, Note};
@@ -118,7 +118,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
             continue;
         }
         let is_first = address.local.is_ipv4() && !address.secondary;
-        let promote = is_first && subnets.contains(&(address.index, address.subnet)) && !promotes(dev, observed)?;
+        let promote =
+            is_first && subnets.contains(&(address.index, address.subnet)) && !promotes(dev, desired, observed)?;
         let change = Change::DeleteAddress { dev: dev.clone(), address: inet, promote };
         plan.removals.push(Step { change, reason: "node-fixer added it, and it is no longer declared".into() });
     }
@@ -192,11 +193,13 @@ impl<'a> Owner<'a> {
     }
 }
 
-/// Whether the next IPv4 address of a subnet stays when its first one goes.
-fn promotes(dev: &IfName, observed: &Observed) -> Result<bool, Gap> {
-    let all = SysctlKey::conf_of_all(PROMOTE);
-    let values = observed.sysctls([all, SysctlKey::conf_of(dev, PROMOTE)])?;
-    Ok(values.into_iter().flatten().any(|value| value != "0"))
+/// Whether the next IPv4 address of a subnet stays when its first one goes, once the sysctls are as declared.
+fn promotes(dev: &IfName, desired: &Desired, observed: &Observed) -> Result<bool, Gap> {
+    let declared = sysctls::wanted(desired, observed)?;
+    let keys = [SysctlKey::conf_of_all(PROMOTE), SysctlKey::conf_of(dev, PROMOTE)];
+    let live = observed.sysctls(keys.clone())?;
+    let coming = |(key, live)| declared.get(&key).map_or(live, |wish| Some(&*wish.value.0));
+    Ok(keys.into_iter().zip(live).filter_map(coming).any(|value| value != "0"))
 }
 
 fn is_inet(address: &Address, inet: IpInet) -> bool {

@@ -210,6 +210,30 @@ fn an_address_changes_within_its_subnet() {
     }
 }
 
+#[test]
+fn promote_secondaries_is_left_as_it_is_declared() {
+    for by_script in [false, true] {
+        for (before, declared) in [("0", "1"), ("1", "0")] {
+            let node = promoting(before);
+            let wish =
+                |address: &str| format!("kube_proxy: {{mode: off}}\naddresses: [{{dev: eth1, address: {address}}}]");
+            node.config(&wish("10.8.0.1/24"));
+            node.fix(&[]).expect(0);
+            node.net.set_sysctl("net/ipv4/conf/all/promote_secondaries", "0");
+            let sysctl = format!("sysctls: [{{key: net.ipv4.conf.e*.promote_secondaries, value: {declared}}}]");
+            node.config(&format!("{}\n{sysctl}", wish("10.8.0.2/24")));
+            if by_script {
+                let script = node.fix(&["--dry-run"]).expect(0).out;
+                node.net.run("sh", &["-e", "-c", &script]);
+            }
+            let ran = node.fix(&["--output", "json"]).expect(0);
+            assert!(!by_script || ran.commands().is_empty(), "{ran:?}");
+            assert!(has(&node, "eth1", "10.8.0.2/24") && !has(&node, "eth1", "10.8.0.1/24"), "{declared}, {by_script}");
+            assert_eq!(node.net.sysctl("net/ipv4/conf/eth1/promote_secondaries"), declared, "{by_script}");
+        }
+    }
+}
+
 /// Ended by SIGKILL before each message to the kernel, or refused it.
 #[test]
 fn an_end_on_the_way_loses_no_address_of_the_subnet() {
