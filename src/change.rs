@@ -7,7 +7,7 @@ use cidr::IpInet;
 
 use crate::memory::{Knowledge, Note};
 use crate::nat::{self, Masquerade};
-use crate::net::{Bridge, IfName, Route, Rule, SysctlKey, shell_word};
+use crate::net::{Bridge, IfName, PROMOTE, Route, Rule, SysctlKey, shell_word};
 use crate::netns::{NetnsId, NetnsName, Veth};
 use crate::pod::{PodId, PodQuery};
 use crate::sysctl_d;
@@ -84,7 +84,14 @@ pub enum Change {
     /// Adds an address to the interface with this name.
     AddAddress(IfName, IpInet),
     /// Deletes exactly this address.
-    DeleteAddress(IfName, IpInet),
+    DeleteAddress {
+        /// The interface.
+        dev: IfName,
+        /// The address.
+        address: IpInet,
+        /// Whether others of its subnet are there that would go with it. (A run lets none go, whatever this says.)
+        promote: bool,
+    },
     /// Makes a bridge, with our mark on it.
     AddBridge(Bridge),
     /// Gives a bridge other settings.
@@ -196,9 +203,8 @@ impl Change {
             Change::Persist { new: None, .. } => Action::Delete,
             Change::Persist { .. } => Action::Update,
             Change::ReplaceRoute { .. } | Change::SetBridge { .. } | Change::SetSysctl { .. } => Action::Update,
-            Change::DeleteRoute(_) | Change::DeleteRule(_) | Change::DeleteAddress(..) | Change::DeleteBridge(_) => {
-                Action::Delete
-            }
+            Change::DeleteRoute(_) | Change::DeleteRule(_) | Change::DeleteBridge(_) => Action::Delete,
+            Change::DeleteAddress { .. } => Action::Delete,
             Change::DeleteNetns(..) | Change::DeleteVeth(..) => Action::Delete,
             Change::RestartPod(_) => Action::Restart,
         }
@@ -212,8 +218,8 @@ impl Change {
             Change::DeleteRoute(route) => Change::AddRoute(route),
             Change::AddRule(rule) => Change::DeleteRule(rule),
             Change::DeleteRule(rule) => Change::AddRule(rule),
-            Change::AddAddress(dev, address) => Change::DeleteAddress(dev, address),
-            Change::DeleteAddress(dev, address) => Change::AddAddress(dev, address),
+            Change::AddAddress(dev, address) => Change::DeleteAddress { dev, address, promote: false },
+            Change::DeleteAddress { dev, address, .. } => Change::AddAddress(dev, address),
             Change::AddBridge(bridge) => Change::DeleteBridge(bridge),
             Change::SetBridge { new, old } => Change::SetBridge { new: old, old: new },
             Change::DeleteBridge(bridge) => Change::AddBridge(bridge),
@@ -239,7 +245,7 @@ impl Change {
         match self {
             Change::AddRoute(_) | Change::ReplaceRoute { .. } | Change::DeleteRoute(_) => "route",
             Change::AddRule(_) | Change::DeleteRule(_) => "rule",
-            Change::AddAddress(..) | Change::DeleteAddress(..) => "address",
+            Change::AddAddress(..) | Change::DeleteAddress { .. } => "address",
             Change::AddBridge(_) | Change::SetBridge { .. } | Change::DeleteBridge(_) => "bridge",
             Change::SetMasquerade { .. } | Change::DeleteMasquerade => "masquerade",
             Change::SetSysctl { .. } => "sysctl",
@@ -260,7 +266,12 @@ impl fmt::Display for Change {
             Change::AddRule(rule) => f.write_str(&rule.command("add")),
             Change::DeleteRule(rule) => f.write_str(&rule.command("del")),
             Change::AddAddress(dev, address) => write!(f, "ip addr add {address:#} dev {dev}"),
-            Change::DeleteAddress(dev, address) => write!(f, "ip addr del {address:#} dev {dev}"),
+            Change::DeleteAddress { dev, address, promote } => {
+                let promote = |value| promote.then(|| SysctlKey::conf_of(dev, PROMOTE).command(value));
+                promote("1").iter().try_for_each(|command| write!(f, "{command} && "))?;
+                write!(f, "ip addr del {address:#} dev {dev}")?;
+                promote("0").iter().try_for_each(|command| write!(f, " && {command}"))
+            }
             Change::AddBridge(bridge) => f.write_str(&bridge.add_command()),
             Change::SetBridge { new, .. } => f.write_str(&new.set_command()),
             Change::DeleteBridge(bridge) => write!(f, "ip link del dev {} type bridge", bridge.name),

@@ -51,7 +51,7 @@ impl fmt::Display for Masquerade {
 
 impl Masquerade {
     /// As the kernel shows it.
-    pub fn conditions(&self) -> Vec<Condition> {
+    pub fn conditions(&self) -> Conditions {
         let name = |name: &IfName| Name { text: name.as_bytes().into(), prefix: false };
         let from = (self.source.network_length() > 0).then_some(Condition::From(self.source, false));
         let out = self.out.as_ref().map(|out| Condition::Out(name(out), false));
@@ -91,7 +91,7 @@ pub struct SeenTable {
     /// Whether it is awake and has the one chain, where and as it was made, and its rules do nothing but masquerade.
     pub whole: bool,
     /// The conditions of all its rules, in their order. Counters, logs and comments are none: they may be added.
-    pub rules: Vec<Vec<Condition>>,
+    pub rules: Vec<Conditions>,
 }
 
 /// What nftables answered.
@@ -105,7 +105,7 @@ pub enum SeenNat {
     Missing(String),
 }
 
-/// A chain of others that drops what is forwarded and none of its rules accepts.
+/// A chain of others that drops some of what is forwarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ForwardDrop {
     /// What it drops is of this family.
@@ -118,15 +118,26 @@ pub struct ForwardDrop {
     pub chain: String,
     /// Whether Docker's chain for the rules of administrators is in the table.
     pub docker_user: bool,
-    /// The rules that accept something, there or in chains that it leads to.
-    pub accepts: Vec<Accept>,
+    /// The rules that decide, there or in chains that it leads to, in the order in which a packet meets them.
+    pub rules: Vec<ForwardRule>,
+    /// Whether it drops what none of them accepts.
+    pub at_end: bool,
 }
 
-/// A rule that accepts what meets all its conditions.
-pub type Accept = Vec<Condition>;
+/// A rule that decides of what meets all its conditions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ForwardRule {
+    /// Whether it accepts it. Then there may be more to it than is told; what it drops, it drops for certain.
+    pub accepts: bool,
+    /// Its conditions, and those on the way to it.
+    pub conditions: Conditions,
+}
+
+/// What a packet has to be, all of it.
+pub type Conditions = Vec<Condition>;
 
 /// What a packet has to be for a rule.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
     /// Of an address family.
     Family(Family),
@@ -143,7 +154,7 @@ pub enum Condition {
 }
 
 /// The name of an interface, or the beginning of many.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Name {
     /// As far as it is told.
     pub text: Vec<u8>,

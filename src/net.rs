@@ -379,6 +379,9 @@ pub struct SysctlKey {
     names_link: bool,
 }
 
+/// Whether the next IPv4 address of a subnet stays when the first one goes.
+pub const PROMOTE: &str = "promote_secondaries";
+
 /// The switch of IPv4 forwarding, as a path: net/ipv4/conf/all/forwarding is the same one under another name.
 pub const FORWARD: &str = "net/ipv4/ip_forward";
 /// Its other name.

@@ -9,7 +9,7 @@ mod value;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -125,6 +125,22 @@ impl Desired {
                 })
             })
             .or_else(|| self.repeated_address())
+            .or_else(|| self.bridges.iter().enumerate().find_map(|(i, bridge)| self.impossible(i, bridge)))
+    }
+
+    /// What the kernel gives no bridge.
+    fn impossible(&self, i: usize, bridge: &Bridge) -> Option<(Vec<Step>, String)> {
+        let entry = || Step::entry("bridges", i);
+        if bridge.addresses.iter().any(|it| it.0.address() == IpAddr::V6(Ipv6Addr::LOCALHOST)) {
+            return Some((entry(), "has the address ::1, which the kernel gives no bridge".into()));
+        }
+        let mtu = bridge.mtu.filter(|mtu| mtu.0 < LEAST_IPV6_MTU)?.0;
+        let of_it = |(dev, inet): &(&IfName, IpInet)| **dev == bridge.name && inet.is_ipv6();
+        let (_, inet) = self.all_addresses().find(of_it)?;
+        Some((
+            entry(),
+            format!("has the mtu {mtu} and the address {inet:#}; IPv6 takes an mtu of {LEAST_IPV6_MTU} or more"),
+        ))
     }
 }
 
@@ -542,6 +558,8 @@ struct AddressFields {
     each: bool,
 }
 
+/// What IPv6 asks of a link.
+const LEAST_IPV6_MTU: u32 = 1280;
 /// Most addresses that one entry may stand for.
 const MAX_ADDRESSES: u128 = 65_536;
 
@@ -620,7 +638,7 @@ pub struct Sysctl {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Bridge {
     /// Its name.
-    #[serde(with = "value::name")]
+    #[serde(deserialize_with = "value::new_name", serialize_with = "value::name::serialize")]
     #[cfg_attr(test, schemars(with = "String"))]
     pub name: IfName,
     /// Addresses with their prefix lengths.

@@ -390,6 +390,16 @@ pub(super) mod name {
     }
 }
 
+/// The name of an interface that is to be made.
+pub(super) fn new_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IfName, D::Error> {
+    let name = name::deserialize(deserializer)?;
+    if matches!(name.as_bytes(), b"all" | b"default") || name.as_bytes().contains(&b'%') {
+        let why = "`all` and `default` are the kernel's own, and for `%d` it puts a number";
+        return Err(de::Error::custom(format_args!("{name} is no name for a new interface: {why}")));
+    }
+    Ok(name)
+}
+
 /// An address of an interface with its prefix length, that of a single host if there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inet(pub IpInet);

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use cidr::IpInet;
 
-use super::bridges;
+use super::{bridges, sysctls};
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::Desired;
 use crate::memory::{AddedAddress, Kind, Note};
-use crate::net::{IfName, PROTO_DECLARED, SysctlKey};
+use crate::net::{IfName, PROMOTE, PROTO_DECLARED, SysctlKey};
 use crate::observed::{Address, Gap, Observed};
 use crate::sorted;
 
@@ -65,7 +65,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
             Some(there) if !is_inet(there, *inet) && owner.owns(there) => {
                 let old = IpInet::new(there.local, there.length).ok();
                 plan.steps.extend(old.map(|old| Step {
-                    change: Change::DeleteAddress((*dev).clone(), old),
+                    change: Change::DeleteAddress { dev: (*dev).clone(), address: old, promote: false },
                     reason: "it is declared with another prefix length".into(),
                 }));
                 add(&mut plan);
@@ -92,7 +92,19 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         !address.has_peer && inet.is_ok_and(|inet| declared_here.contains(&(address.index, inet)))
     };
     let ours: Vec<&Address> = live.iter().filter(|address| owner.owns(address)).collect();
-    let gone = ours.iter().copied().filter(|address| !is_declared(address)).collect();
+    let gone: Vec<&Address> = ours.iter().copied().filter(|address| !is_declared(address)).collect();
+    // The subnets of an interface in which some stay or come: with its first address the kernel deletes the others, and
+    // with the last of an interface all routes by it, unless it promotes the next one. To promote loses least: only
+    // routes whose source is the address that goes. To add the others again would lose every route on the way.
+    let mut subnets = BTreeSet::new();
+    if !gone.is_empty() {
+        let stays = live.iter().filter(|address| !owner.owns(address) || is_declared(address));
+        let comes = plan.steps.iter().filter_map(|step| match &step.change {
+            Change::AddAddress(dev, inet) => Some((*indexes.get(dev)?, inet.network())),
+            _ => None,
+        });
+        subnets = sorted::set(stays.map(|address| (address.index, address.subnet)).chain(comes));
+    }
     // Those that would go with another go before it.
     let gone = sorted::first(gone, |address: &&Address| address.secondary);
     for address in gone {
@@ -100,31 +112,16 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         let (Some(dev), Ok(inet)) = (observed.names([address.index])?.into_iter().flatten().next(), inet) else {
             continue; // the interface has vanished since
         };
-        let change = Change::DeleteAddress(dev.clone(), inet);
         // One that is in the way of a declared one goes before it.
-        if plan.steps.iter().any(|step| step.change == change) {
+        let is_it = |step: &Step| matches!(&step.change, Change::DeleteAddress { dev: it, address, .. } if (it, address) == (dev, &inet));
+        if plan.steps.iter().any(is_it) {
             continue;
         }
-        let behind: Vec<&Address> = live.iter().filter(|other| is_behind(other, address)).collect();
-        let behind = if behind.is_empty() || promotes(dev, observed)? { Vec::new() } else { behind };
-        if let Some(other) = behind.iter().find(|other| !owner.owns(other)) {
-            plan.blocked.push(Blocked::new(
-                change.to_string(),
-                format!(
-                    "{} of {dev}, which others added, would go with it; sysctl -w {}=1 keeps it, or delete both by hand",
-                    other.local,
-                    SysctlKey::conf_of(dev, PROMOTE)
-                ),
-            ));
-            continue;
-        }
+        let is_first = address.local.is_ipv4() && !address.secondary;
+        let promote =
+            is_first && subnets.contains(&(address.index, address.subnet)) && !promotes(dev, desired, observed)?;
+        let change = Change::DeleteAddress { dev: dev.clone(), address: inet, promote };
         plan.removals.push(Step { change, reason: "node-fixer added it, and it is no longer declared".into() });
-        for other in behind.into_iter().filter(|other| is_declared(other)) {
-            let Ok(inet) = IpInet::new(other.local, other.length) else { continue };
-            added.push(AddedAddress { dev: text(dev), address: inet, added: recall.awake });
-            let reason = format!("it goes with {}, the first of its subnet", address.local);
-            plan.removals.push(Step { change: Change::AddAddress(dev.clone(), inet), reason });
-        }
     }
 
     // Before the first one goes in, so that none is ever forgotten.
@@ -196,20 +193,13 @@ impl<'a> Owner<'a> {
     }
 }
 
-const PROMOTE: &str = "promote_secondaries";
-
-/// Whether the next address of a subnet stays when its first one goes.
-fn promotes(dev: &IfName, observed: &Observed) -> Result<bool, Gap> {
-    let all = SysctlKey::conf_of_all(PROMOTE);
-    let values = observed.sysctls([all, SysctlKey::conf_of(dev, PROMOTE)])?;
-    Ok(values.into_iter().flatten().any(|value| value != "0"))
-}
-
-/// Whether it is one that goes with the first address of its subnet.
-fn is_behind(other: &Address, first: &Address) -> bool {
-    other.secondary
-        && !first.secondary
-        && (other.index, other.length, other.subnet) == (first.index, first.length, first.subnet)
+/// Whether the next IPv4 address of a subnet stays when its first one goes, once the sysctls are as declared.
+fn promotes(dev: &IfName, desired: &Desired, observed: &Observed) -> Result<bool, Gap> {
+    let declared = sysctls::wanted(desired, observed)?;
+    let keys = [SysctlKey::conf_of_all(PROMOTE), SysctlKey::conf_of(dev, PROMOTE)];
+    let live = observed.sysctls(keys.clone())?;
+    let coming = |(key, live)| declared.get(&key).map_or(live, |wish| Some(&*wish.value.0));
+    Ok(keys.into_iter().zip(live).filter_map(coming).any(|value| value != "0"))
 }
 
 fn is_inet(address: &Address, inet: IpInet) -> bool {
@@ -235,6 +225,9 @@ mod tests {
     fn entry(dev: &str, address: &str, added: Duration) -> AddedAddress {
         AddedAddress { dev: dev.into(), address: address.parse().unwrap(), added }
     }
+
+    const ALONE: &str = "sysctl -w net.ipv4.conf.eth1.promote_secondaries=1 && del 10.0.0.1/24 dev eth1 && \
+                         sysctl -w net.ipv4.conf.eth1.promote_secondaries=0";
 
     #[test]
     fn declared_addresses_are_made_so() {
@@ -298,15 +291,55 @@ mod tests {
                 "{}",
                 "link 3 eth1 10.0.0.1/24=171 10.0.0.2/24=secondary",
                 vec![],
-                vec![],
-                1,
+                vec![ALONE],
+                0,
             ),
             (
                 "the first of a subnet with a declared one",
                 "addresses: [{dev: eth1, address: 10.0.0.2/24}]",
                 "link 3 eth1 10.0.0.1/24=171 10.0.0.2/24=171,secondary",
                 vec![],
-                vec!["del 10.0.0.1/24 dev eth1", "add 10.0.0.2/24 dev eth1"],
+                vec![ALONE],
+                0,
+            ),
+            (
+                "the first of a subnet in which another comes",
+                "addresses: [{dev: eth1, address: 10.0.0.2-10.0.0.3/24}]",
+                "link 3 eth1 10.0.0.1/24=171 10.0.0.2/24=171,secondary",
+                vec!["add 10.0.0.3/24 dev eth1"],
+                vec![ALONE],
+                0,
+            ),
+            (
+                "another prefix length is another subnet",
+                "addresses: [{dev: eth1, address: 10.0.0.1/16}]",
+                "link 3 eth1 10.0.0.1/24=171",
+                vec!["add 10.0.0.1/16 dev eth1"],
+                vec!["del 10.0.0.1/24 dev eth1"],
+                0,
+            ),
+            (
+                "one behind another's",
+                "addresses: [{dev: eth1, address: 10.0.0.3/24}]",
+                "link 3 eth1 10.0.0.1/24 10.0.0.2/24=171,secondary",
+                vec!["add 10.0.0.3/24 dev eth1"],
+                vec!["del 10.0.0.2/24 dev eth1"],
+                0,
+            ),
+            (
+                "the same subnet elsewhere",
+                "addresses: [{dev: lo, address: 10.0.0.2/24}]",
+                "link 1 lo\nlink 3 eth1 10.0.0.1/24=171",
+                vec!["add 10.0.0.2/24 dev lo"],
+                vec!["del 10.0.0.1/24 dev eth1"],
+                0,
+            ),
+            (
+                "IPv6 knows no first one",
+                "addresses: [{dev: eth1, address: 'fd00::2/64'}]",
+                "link 3 eth1 fd00::1/64=171",
+                vec!["add fd00::2/64 dev eth1"],
+                vec!["del fd00::1/64 dev eth1"],
                 0,
             ),
             (
@@ -345,10 +378,13 @@ mod tests {
     }
 
     #[test]
-    fn the_next_address_of_others_stays_where_it_is_promoted() {
-        let mut node = Model::new("link 3 eth1 10.0.0.1/24=171 10.0.0.2/24=secondary");
-        node.sysctls.push((SysctlKey::conf_of_all(PROMOTE), "1".into()));
-        assert_eq!(node.plan(plan, &desired("{}")).removals.len(), 1);
+    fn where_the_next_address_is_promoted_anyway_nothing_is_set_for_it() {
+        for key in [SysctlKey::conf_of_all(PROMOTE), SysctlKey::conf_of(&IfName::new(b"eth1").unwrap(), PROMOTE)] {
+            let mut node = Model::new("link 3 eth1 10.0.0.1/24=171 10.0.0.2/24=secondary");
+            node.sysctls.push((key, "1".into()));
+            let plan = node.plan(plan, &desired("{}"));
+            assert_eq!(plan.removals[0].change.to_string(), "ip addr del 10.0.0.1/24 dev eth1");
+        }
     }
 
     /// Kernels before 5.18 keep no marks: no address of the node has one.

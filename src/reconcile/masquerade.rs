@@ -8,7 +8,7 @@ use cidr::IpCidr;
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::Desired;
 use crate::memory::{Kind, Note};
-use crate::nat::{self, Accept, Condition, ForwardDrop, Masquerade, Name, SeenNat, SeenTable};
+use crate::nat::{self, Condition, ForwardDrop, ForwardRule, Masquerade, Name, SeenNat, SeenTable};
 use crate::net::{Family, IfName, family_of, one_line, shell_word};
 use crate::observed::{Gap, Observed};
 use crate::sorted;
@@ -76,21 +76,24 @@ fn dropped(desired: &Desired, observed: &Observed, rules: &[Masquerade], plan: &
     let links = links(desired, observed)?;
     for rule in rules {
         let family = family_of(&rule.source);
-        let stranger = Stranger { rule, family, links: &links };
+        let stranger = Stranger { rule, family, links: &links, desired };
         for drop in drops.iter().filter(|drop| drop.of == family) {
-            if !drop.accepts.iter().any(|accept| stranger.passes(accept)) {
-                plan.blocked.push(Blocked::new(
-                    format!("to forward what comes from {}", rule.source),
-                    format!(
-                        "the chain {} of the table {} {} drops what none of its rules accepts, and none accepts this; \
-                         let it pass: {}",
-                        one_line(&drop.chain),
-                        drop.family,
-                        one_line(&drop.table),
-                        cure(drop, rule)
-                    ),
-                ));
-            }
+            let how = match drop.rules.iter().find(|it| stranger.is_decided_by(it)) {
+                Some(first) if first.accepts => continue,
+                Some(_) => "drops it by a rule of its own, and no rule before that accepts it",
+                None if drop.at_end => "drops what none of its rules accepts, and none accepts this",
+                None => continue,
+            };
+            plan.blocked.push(Blocked::new(
+                format!("to forward what comes from {}", rule.source),
+                format!(
+                    "the chain {} of the table {} {} {how}; let it pass: {}",
+                    one_line(&drop.chain),
+                    drop.family,
+                    one_line(&drop.table),
+                    cure(drop, rule)
+                ),
+            ));
         }
     }
     Ok(())
@@ -116,15 +119,41 @@ struct Stranger<'a> {
     rule: &'a Masquerade,
     family: Family,
     links: &'a BTreeMap<IfName, Vec<IpCidr>>,
+    desired: &'a Desired,
 }
 
 impl Stranger<'_> {
+    fn is_decided_by(&self, rule: &ForwardRule) -> bool {
+        if rule.accepts {
+            self.passes(&rule.conditions)
+        } else {
+            rule.conditions.iter().all(|it| self.surely_meets(it))
+        }
+    }
+
     /// Whether a rule that accepts what meets these conditions is for it, wholly or in part. Conditions that are
     /// not understood are met where something else in the rule names the source, an interface of its way, or where
     /// both may be meant: better no word than a wrong one.
-    fn passes(&self, accept: &Accept) -> bool {
-        let met: Vec<Met> = accept.iter().map(|condition| self.meets(condition)).collect();
+    fn passes(&self, conditions: &[Condition]) -> bool {
+        let met: Vec<Met> = conditions.iter().map(|condition| self.meets(condition)).collect();
         !met.contains(&Met::Never) && (met.contains(&Met::Named) || !met.contains(&Met::Unknown))
+    }
+
+    /// Whether all that comes from the source meets it.
+    fn surely_meets(&self, condition: &Condition) -> bool {
+        let source = &self.rule.source;
+        let has_all = |prefix: IpCidr| {
+            prefix.network_length() <= source.network_length() && prefix.contains(&source.first_address())
+        };
+        match condition {
+            Condition::Family(family) => *family == self.family,
+            Condition::From(prefix, false) => has_all(*prefix),
+            Condition::In(name, false) => {
+                let mut bridges = self.desired.addresses_of_bridges();
+                bridges.any(|(bridge, inet)| name.is(bridge) && has_all(inet.network()))
+            }
+            _ => false,
+        }
     }
 
     fn meets(&self, condition: &Condition) -> Met {
@@ -315,7 +344,7 @@ mod tests {
     }
 
     /// `in br0`, `not out docker0`, `from 10.0.0.0/8`, `family 6`, `set`, `other`, separated by commas.
-    fn accept(text: &str) -> Accept {
+    fn accept(text: &str) -> ForwardRule {
         let condition = |text: &str| {
             let (not, text) = text.strip_prefix("not ").map_or((false, text), |rest| (true, rest));
             let (what, value) = text.split_once(' ').unwrap_or((text, ""));
@@ -329,7 +358,8 @@ mod tests {
                 _ => panic!("{text}"),
             }
         };
-        text.split(", ").filter(|text| !text.is_empty()).map(condition).collect()
+        let conditions = text.split(", ").filter(|text| !text.is_empty()).map(condition).collect();
+        ForwardRule { accepts: true, conditions }
     }
 
     #[test]
@@ -373,7 +403,8 @@ mod tests {
                 table: "filter".into(),
                 chain: "FORWARD".into(),
                 docker_user: true,
-                accepts: accepts.iter().map(|text| accept(text)).collect(),
+                rules: accepts.iter().map(|text| accept(text)).collect(),
+                at_end: true,
             }];
             let blocked = node.plan(plan, &desired(yaml)).blocked;
             assert_eq!(blocked.len(), usize::from(told), "{case}: {blocked:?}");
@@ -388,7 +419,8 @@ mod tests {
             table: table.into(),
             chain: chain.into(),
             docker_user,
-            accepts: Vec::new(),
+            rules: Vec::new(),
+            at_end: true,
         };
         let answers = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
         for (drop, source, cure) in [

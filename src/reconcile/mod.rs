@@ -170,7 +170,7 @@ mod tests {
                             prop_assert!(!KERNEL_PRIORITIES.contains(&rule.priority));
                             PROTO_DECLARED
                         }
-                        Change::DeleteAddress(dev, inet) => {
+                        Change::DeleteAddress { dev, address: inet, .. } => {
                             let index = model.links.iter().find(|link| link.dev.name == *dev).unwrap().dev.index;
                             let is_it = |it: &&crate::observed::Address| (it.index, it.local) == (index, inet.address());
                             model.addresses.iter().find(is_it).and_then(|it| it.protocol).unwrap_or_default()

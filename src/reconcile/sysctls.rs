@@ -364,7 +364,7 @@ fn example_of(pattern: &str) -> String {
 
 /// Each key that is declared, by itself or by a pattern, and by which entry: as in sysctl.d(5) a key by itself wins
 /// over patterns, and of patterns the last one.
-fn wanted<'a>(desired: &'a Desired, observed: &Observed) -> Result<BTreeMap<SysctlKey, &'a Sysctl>, Gap> {
+pub fn wanted<'a>(desired: &'a Desired, observed: &Observed) -> Result<BTreeMap<SysctlKey, &'a Sysctl>, Gap> {
     let mut wanted = BTreeMap::new();
     let globs = || desired.sysctls.iter().filter_map(|wish| Some((wish, wish.key.glob()?)));
     let names = observed.sysctl_names(globs().map(|(_, (directory, ..))| directory.to_owned()))?;

@@ -20,7 +20,9 @@ use crate::change::{Change, Plan};
 use crate::desired::Desired;
 use crate::memory::{Ledger, Recall, Uplink};
 use crate::nat::{self, ForwardDrop, Masquerade, SeenNat, SeenTable};
-use crate::net::{Dev, Family, IfName, PROTO_DECLARED, Route, Rule, Scope, Selector, SysctlKey, TABLE_MAIN, family_of};
+use crate::net::{
+    Dev, Family, IfName, PROMOTE, PROTO_DECLARED, Route, Rule, Scope, Selector, SysctlKey, TABLE_MAIN, family_of,
+};
 use crate::netns::{NetnsId, NetnsName, Occupied, Sandboxes, SeenNetns, Veth};
 use crate::observed::{
     Address, Gap, Hop, Link, Look, Observed, RouteSet, RpFilters, SeenBridge, SeenRoute, SeenRule, Target, Want,
@@ -351,13 +353,25 @@ impl Model {
             }
             Change::AddAddress(dev, inet) => {
                 let index = self.links.iter().find(|link| link.dev.name == *dev).unwrap().dev.index;
-                self.addresses.push(address(index, *inet, Some(PROTO_DECLARED), false));
+                let secondary = self.addresses.iter().any(|it| is_first(it, index, inet));
+                self.addresses.push(address(index, *inet, Some(PROTO_DECLARED), secondary));
             }
-            Change::DeleteAddress(dev, inet) => {
+            Change::DeleteAddress { dev, address: inet, promote } => {
                 let index = self.links.iter().find(|link| link.dev.name == *dev).unwrap().dev.index;
-                let gone =
+                let is_it =
                     |it: &Address| (it.index, it.local, it.length) == (index, inet.address(), inet.network_length());
-                self.addresses.retain(|it| !gone(it));
+                let at = self.addresses.iter().position(is_it).unwrap();
+                let gone = self.addresses.remove(at);
+                let behind = |it: &Address| it.secondary && (it.index, it.subnet) == (index, gone.subnet);
+                let keys = [SysctlKey::conf_of_all(PROMOTE), SysctlKey::conf_of(dev, PROMOTE)];
+                let set = self.sysctls.iter().any(|(key, value)| keys.contains(key) && value == "1");
+                match () {
+                    () if !is_first(&gone, index, inet) => {}
+                    () if *promote || set => {
+                        self.addresses.iter_mut().find(|it| behind(it)).into_iter().for_each(|it| it.secondary = false);
+                    }
+                    () => self.addresses.retain(|it| !behind(it)),
+                }
             }
             Change::AddBridge(bridge) => {
                 let name = bridge.name.clone();
@@ -405,6 +419,11 @@ impl Model {
             Change::RestartPod(restart) => self.recall.memory.kube_proxy = restart.ended.clone(),
         }
     }
+}
+
+/// Whether it is the first IPv4 address of this subnet on the interface.
+fn is_first(it: &Address, index: u32, inet: &IpInet) -> bool {
+    inet.is_ipv4() && !it.secondary && (it.index, it.subnet) == (index, inet.network())
 }
 
 fn as_seen(route: &Route) -> SeenRoute {

@@ -150,6 +150,18 @@ pub fn alias(name: &IfName, alias: &str) -> Body {
     Body { header: vec![0; 16], attributes: vec![name, DefaultNla::new(IFLA_IFALIAS, alias.as_bytes().into())] }
 }
 
+/// The request that gives the link with this index this value of promote_secondaries.
+pub fn promote(index: u32, value: u32) -> Body {
+    const IFLA_AF_SPEC: u16 = 26;
+    const IFLA_INET_CONF: u16 = 1;
+    const IPV4_DEVCONF_PROMOTE_SECONDARIES: u16 = 20;
+    let mut header = vec![0; 16];
+    header.splice(4..8, index.to_ne_bytes());
+    let value = DefaultNla::new(IPV4_DEVCONF_PROMOTE_SECONDARIES, value.to_ne_bytes().into());
+    let inet = nested(AF_INET.into(), &[nested(IFLA_INET_CONF, &[value])]);
+    Body { header, attributes: vec![nested(IFLA_AF_SPEC, &[inet])] }
+}
+
 /// Reads a bridge; `None` for a link of another kind, which an old kernel does not leave out.
 pub fn seen_bridge(payload: &[u8]) -> Result<Option<SeenBridge>, NetlinkError> {
     let (mut kind_of, mut stp, mut mtu, mut ours) = (None, false, 0, false);

@@ -45,7 +45,7 @@ use crate::change::{Change, RestartPod};
 use crate::desired::Pattern;
 use crate::memory::{AddedAddress, Knowledge, Memory, Note, Recall, SetSysctl, Uplink};
 use crate::nat;
-use crate::net::{ALIAS, Bridge, Dev, IfName, SysctlKey, one_line};
+use crate::net::{ALIAS, Bridge, Dev, IfName, PROMOTE, SysctlKey, one_line};
 use crate::netns::{NetnsName, Sandboxes, Veth};
 use crate::observed::{Address, Link, Look, Observed, RouteSet, RpFilters, SeenBridge, SeenRoute, SeenRule, Want};
 use crate::pod::{Pod, PodId, PodQuery};
@@ -227,8 +227,8 @@ impl Node {
             Change::DeleteRoute(route) => netlink.change(RTM_DELROUTE, 0, &message::route(route)),
             Change::AddRule(rule) => message::rule(rule).and_then(|rule| netlink.change(RTM_NEWRULE, add, &rule)),
             Change::DeleteRule(rule) => message::rule(rule).and_then(|rule| netlink.change(RTM_DELRULE, 0, &rule)),
-            Change::AddAddress(dev, address) => self.change_address(RTM_NEWADDR, add, dev, address),
-            Change::DeleteAddress(dev, address) => self.change_address(RTM_DELADDR, 0, dev, address),
+            Change::AddAddress(dev, address) => self.add_address(dev, address),
+            Change::DeleteAddress { dev, address, promote } => self.delete_address(dev, address, *promote)?,
             Change::AddBridge(bridge) => self.add_bridge(bridge),
             Change::SetBridge { new, .. } => netlink.change(RTM_NEWLINK, 0, &message::bridge(new)),
             Change::DeleteBridge(bridge) => netlink.change(RTM_DELLINK, 0, &message::bridge(bridge)),
@@ -260,7 +260,7 @@ impl Node {
             }) => Ok(Applied { made: false, told: None }),
             // Of an address: there is no such one any more.
             Err(NetlinkError::Refused { errno: Errno::EADDRNOTAVAIL, .. })
-                if matches!(change, Change::DeleteAddress(..)) =>
+                if matches!(change, Change::DeleteAddress { .. }) =>
             {
                 Ok(Applied { made: false, told: None })
             }
@@ -310,22 +310,51 @@ impl Node {
         }
     }
 
-    fn change_address(&mut self, kind: u16, flags: u16, dev: &IfName, address: &IpInet) -> Result<(), NetlinkError> {
+    fn add_address(&mut self, dev: &IfName, address: &IpInet) -> Result<(), NetlinkError> {
         let link = self.link(0, Some(dev))?.ok_or(Errno::ENODEV)?;
-        let changed = self.netlink.change(kind, flags, &message::address(link.dev.index, address));
-        if let Err(NetlinkError::Refused { errno: Errno::EEXIST, .. }) = changed {
+        let add = NLM_F_CREATE | NLM_F_EXCL;
+        let added = self.netlink.change(RTM_NEWADDR, add, &message::address(link.dev.index, address));
+        if let Err(NetlinkError::Refused { errno: Errno::EEXIST, .. }) = added {
             // Somebody was faster: it is theirs. Where the ledger cannot be written, it says a moment too much.
             let is_it = |entry: &AddedAddress| entry.dev.as_bytes() == dev.as_bytes() && entry.address == *address;
             let _ = state::update_ledger(&self.durable_dir, |ledger| ledger.addresses.retain(|it| !is_it(it)));
         }
-        changed
+        added
+    }
+
+    /// Deletes an address and no other: where the kernel would delete the rest of its subnet as well, it is told to
+    /// promote the next one, and in the same message to be as before, so that no end comes between. That is asked of it
+    /// wherever there may be a rest: it may have come since the look, or with what is taken back.
+    fn delete_address(
+        &mut self,
+        dev: &IfName,
+        address: &IpInet,
+        promote: bool,
+    ) -> Result<Result<(), NetlinkError>, ApplyError> {
+        let key = SysctlKey::conf_of(dev, PROMOTE);
+        let has_rest = promote || address.is_ipv4() && address.network_length() < 32;
+        let unread = |error| ApplyError::Refused(format!("cannot look at the sysctl {key}: {error}"));
+        let would_go = has_rest && sysctl::read(&key).map_err(unread)?.as_deref() == Some("0");
+        Ok(self.link(0, Some(dev)).and_then(|link| {
+            let index = link.ok_or(Errno::ENODEV)?.dev.index;
+            let gone = message::address(index, address);
+            if !would_go {
+                return self.netlink.change(RTM_DELADDR, 0, &gone);
+            }
+            let set = (RTM_SETLINK, 0, &message::promote(index, 1) as &_);
+            let back = (RTM_SETLINK, 0, &message::promote(index, 0) as &_);
+            let [set, deleted, back] = self.netlink.change_together([set, (RTM_DELADDR, 0, &gone), back]);
+            set.and(deleted).and(back)
+        }))
     }
 
     /// Makes a bridge and marks it, in one go: none of ours is ever left without its mark.
     fn add_bridge(&mut self, bridge: &Bridge) -> Result<(), NetlinkError> {
         let mark = |alias| message::alias(&bridge.name, alias);
-        let add = (RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &message::bridge(bridge));
-        let [made, marked] = self.netlink.change_both(add, (RTM_SETLINK, 0, &mark(ALIAS)));
+        let add = NLM_F_CREATE | NLM_F_EXCL;
+        let [made, marked] = self
+            .netlink
+            .change_together([(RTM_NEWLINK, add, &message::bridge(bridge)), (RTM_SETLINK, 0, &mark(ALIAS))]);
         match (made, marked) {
             // Somebody else made one of this name since the look. The mark is not for it.
             (Err(error), Ok(())) => self.netlink.change(RTM_SETLINK, 0, &mark("")).and(Err(error)),

@@ -110,20 +110,21 @@ impl Netlink {
         self.exchange(&request, &mut |_, _| Ok(()))
     }
 
-    /// Has two things changed, the second even if the first is refused. They are one message to the kernel, which does
-    /// both before this process can be ended. Returns what became of each.
-    pub fn change_both(
+    /// Has several things changed, each even if one before it is refused. They are one message to the kernel, which does
+    /// all before this process can be ended. Returns what became of each.
+    pub fn change_together<const N: usize>(
         &mut self,
-        (kind, flags, body): (u16, u16, &impl Emitable),
-        (next_kind, next_flags, next_body): (u16, u16, &impl Emitable),
-    ) -> [Result<(), NetlinkError>; 2] {
-        let mut request = self.request(kind, flags | NLM_F_ACK, body);
-        let first = self.sequence;
-        request.extend(self.request(next_kind, next_flags | NLM_F_ACK, next_body));
+        changes: [(u16, u16, &dyn Emitable); N],
+    ) -> [Result<(), NetlinkError>; N] {
+        let mut request = Vec::new();
+        let sequences = changes.map(|(kind, flags, body)| {
+            request.extend(self.request(kind, flags | NLM_F_ACK, body));
+            self.sequence
+        });
         if let Err(error) = retry(|| send(self.socket.as_raw_fd(), &request, MsgFlags::empty())) {
-            return [Err(error.into()), Err(error.into())];
+            return sequences.map(|_| Err(error.into()));
         }
-        [first, self.sequence].map(|sequence| self.answer(sequence, &mut |_, _| Ok(())))
+        sequences.map(|sequence| self.answer(sequence, &mut |_, _| Ok(())))
     }
 
     /// Asks for one object. `each` is given the type and the body of the answer.

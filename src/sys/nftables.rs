@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use rtnetlink::packet_core::Emitable;
 
 use super::netlink::{Attributes, Netlink, NetlinkError, attributes, undecodable};
-use crate::nat::{Accept, CHAIN, Condition, ForwardDrop, Name, PRIORITY, SeenNat, SeenTable, TABLE};
+use crate::nat::{CHAIN, Condition, Conditions, ForwardDrop, ForwardRule, Name, PRIORITY, SeenNat, SeenTable, TABLE};
 use crate::net::Family;
 
 /// So many ways through the chains of a table are told apart.
@@ -57,7 +57,7 @@ pub fn nat(netlink: &mut Option<Netlink>) -> Result<SeenNat, NetlinkError> {
     }
 }
 
-/// The chains of others that drop what is forwarded, by their policy or by a rule at their end.
+/// The chains of others that drop what is forwarded, by their policy, by a rule at their end, or by one that names it.
 pub fn forward_drops(netlink: &mut Option<Netlink>) -> Result<Vec<ForwardDrop>, NetlinkError> {
     look(netlink, |netlink| {
         let chains = netlink.dump(GETCHAIN, &Request::new(UNSPEC), |message| chain(message).map(Some))?;
@@ -73,13 +73,14 @@ pub fn forward_drops(netlink: &mut Option<Netlink>) -> Result<Vec<ForwardDrop>, 
             let rules = rules_of(netlink, base.family, &base.table)?;
             let beside: Vec<&Chain> = chains.iter().filter(|chain| chain.is_in(base.family, &base.table)).collect();
             for of in families {
-                drops.extend(Ruleset::new(&rules, *of).accepts(base, &beside).map(|accepts| ForwardDrop {
+                drops.extend(Ruleset::new(&rules, *of).decides(base, &beside).map(|(rules, at_end)| ForwardDrop {
                     of: *of,
                     family: name,
                     table: String::from_utf8_lossy(&base.table).into_owned(),
                     chain: String::from_utf8_lossy(&base.name).into_owned(),
                     docker_user: beside.iter().any(|chain| chain.name == b"DOCKER-USER"),
-                    accepts,
+                    rules,
+                    at_end,
                 }));
             }
         }
@@ -160,9 +161,9 @@ impl<'a> Ruleset<'a> {
         self.chains.get(chain).map_or(&[], |rules| rules)
     }
 
-    /// Whether every packet of the family meets the conditions of a rule.
-    fn is_for_all(&self, rule: &Rule) -> bool {
-        rule.conditions.iter().all(|condition| *condition == Condition::Family(self.of))
+    /// Whether every packet of the family meets the conditions.
+    fn is_for_all(&self, conditions: &[Condition]) -> bool {
+        conditions.iter().all(|condition| *condition == Condition::Family(self.of))
     }
 
     /// Whether what none of its rules accepts, sends elsewhere or back is dropped at the end of a chain. A chain that
@@ -171,7 +172,7 @@ impl<'a> Ruleset<'a> {
         if !asked.insert(chain) {
             return false;
         }
-        for rule in self.rules(chain).iter().filter(|rule| self.is_for_all(rule)) {
+        for rule in self.rules(chain).iter().filter(|rule| self.is_for_all(&rule.conditions)) {
             match &rule.verdict {
                 Verdict::Drop => return true,
                 Verdict::Accept | Verdict::Return => return false,
@@ -185,58 +186,102 @@ impl<'a> Ruleset<'a> {
         false
     }
 
-    /// What a base chain that drops accepts, there or where it leads to; `None` if it does not drop.
-    fn accepts(&self, base: &'a Chain, beside: &[&'a Chain]) -> Option<Vec<Accept>> {
+    /// Whether a rule may be one that drops just what comes from somewhere. It spares the way through all others.
+    fn names_some(&self) -> bool {
+        let names = |it: &Condition| matches!(it, Condition::From(_, false) | Condition::In(_, false));
+        let drops = |rule: &Rule| matches!(rule.verdict, Verdict::Drop | Verdict::Chain(..));
+        let mut rules = self.chains.values().flatten();
+        rules.any(|rule| drops(rule) && rule.is_clear() && rule.conditions.iter().any(names))
+    }
+
+    /// The rules by which a base chain accepts and drops, there or where it leads to, and whether it drops what none
+    /// of them accepts; `None` if it drops nothing.
+    fn decides(&self, base: &'a Chain, beside: &[&'a Chain]) -> Option<(Vec<ForwardRule>, bool)> {
         let drops = |chain| self.drops(chain, &mut BTreeSet::new());
         let by_policy = base.hook.as_ref().is_some_and(|hook| hook.policy == DROP);
-        if !by_policy && !drops(&base.name) {
+        let at_end = by_policy || drops(&base.name);
+        if !at_end && !self.names_some() {
             return None;
         }
-        // A chain, whether what comes back from it has passed the rule that drops, and what is known of a packet there.
-        let mut ahead: Vec<(&[u8], bool, Accept)> = vec![(&base.name, !by_policy, Vec::new())];
-        let mut at = 0;
-        let mut accepts = Vec::new();
-        while let Some((here, back, way)) = ahead.get(at).cloned() {
-            at += 1;
-            for rule in self.rules(here) {
-                let mut next: Vec<(&[u8], bool)> = Vec::new();
-                let mut is_end = self.is_for_all(rule);
-                let passes = match &rule.verdict {
-                    Verdict::Accept => true,
-                    Verdict::Return => back,
-                    Verdict::Drop => false,
-                    Verdict::Chain(name, goto) => {
-                        let drops = back && drops(name);
-                        is_end &= *goto || drops;
-                        next.push((name, back && (*goto || is_end)));
-                        back && *goto && !drops
-                    }
-                    // Where a map leads is not told here: it may be anywhere.
-                    Verdict::Map => {
-                        next.extend(beside.iter().filter(|it| it.hook.is_none()).map(|it| (&*it.name, false)));
-                        true
-                    }
-                    Verdict::Masquerade | Verdict::Other => continue,
-                };
-                if passes {
-                    accepts.push([&*way, &rule.conditions].concat());
+        let begin = Way { chain: &base.name, at: 0, back: !by_policy, sure: true, met: Vec::new() };
+        let mut begun = BTreeSet::new();
+        // The innermost last.
+        let mut ways = vec![begin];
+        let mut decide = Vec::new();
+        while let Some(way) = ways.last_mut() {
+            let Some(rule) = self.rules(way.chain).get(way.at) else {
+                ways.pop();
+                continue;
+            };
+            way.at += 1;
+            let mut next: Vec<(&[u8], bool)> = Vec::new();
+            let mut is_end = self.is_for_all(&rule.conditions);
+            let all = || [&*way.met, &rule.conditions].concat();
+            let passes = match &rule.verdict {
+                Verdict::Accept => true,
+                Verdict::Return => way.back,
+                Verdict::Drop => {
+                    let conditions = all();
+                    // What is for all is said of the chain.
+                    let is_one = way.sure && rule.is_clear() && !self.is_for_all(&conditions);
+                    decide.extend(is_one.then_some(ForwardRule { accepts: false, conditions }));
+                    false
                 }
-                // What is not understood is not taken along: the rules ahead would count for nothing.
-                let is_clear = |it: &&Condition| !matches!(it, Condition::Whence | Condition::Other);
-                let known = rule.conditions.iter().filter(|it| ahead.len() < MOST_WAYS && is_clear(it));
-                let way: Accept = way.iter().chain(known).cloned().collect();
-                for (name, back) in next {
-                    let step = (name, back, way.clone());
-                    if !ahead.contains(&step) {
-                        ahead.push(step);
-                    }
+                Verdict::Chain(name, goto) => {
+                    let drops = way.back && drops(name);
+                    is_end &= *goto || drops;
+                    next.push((name, way.back && (*goto || is_end)));
+                    way.back && *goto && !drops
                 }
-                if is_end {
-                    break;
+                // Where a map leads is not told here: it may be anywhere.
+                Verdict::Map => {
+                    next.extend(beside.iter().filter(|it| it.hook.is_none()).map(|it| (&*it.name, false)));
+                    true
+                }
+                Verdict::Masquerade | Verdict::Other => continue,
+            };
+            if passes {
+                decide.push(ForwardRule { accepts: true, conditions: all() });
+            }
+            let is_plain = rule.is_clear() && begun.len() < MOST_WAYS;
+            let sure = way.sure && is_plain && !matches!(rule.verdict, Verdict::Map);
+            // What is not understood is not taken along: the rules ahead would count for nothing.
+            let known = rule.conditions.iter().filter(|it| begun.len() < MOST_WAYS && is_clear(it));
+            let met: Conditions = way.met.iter().chain(known).cloned().collect();
+            // What leaves the chain here does not meet the rest of it.
+            way.sure &= passes || !matches!(rule.verdict, Verdict::Return | Verdict::Chain(_, true));
+            if is_end {
+                ways.pop();
+            }
+            for (chain, back) in next.into_iter().rev() {
+                if begun.insert((chain, back, met.clone())) {
+                    ways.push(Way { chain, at: 0, back, sure, met: met.clone() });
                 }
             }
         }
-        Some(accepts)
+        Some((decide, at_end))
+    }
+}
+
+/// A way through the chains, up to some rule.
+struct Way<'a> {
+    chain: &'a [u8],
+    at: usize,
+    /// Whether what comes back from the chain has passed the rule that drops.
+    back: bool,
+    /// Whether all that a packet met on the way is known.
+    sure: bool,
+    met: Conditions,
+}
+
+/// Whether it is a condition that is told in full.
+fn is_clear(condition: &Condition) -> bool {
+    !matches!(condition, Condition::Whence | Condition::Other)
+}
+
+impl Rule {
+    fn is_clear(&self) -> bool {
+        self.conditions.iter().all(is_clear)
     }
 }
 
@@ -328,7 +373,7 @@ fn chain(message: &[u8]) -> Result<Chain, NetlinkError> {
 struct Rule {
     table: Vec<u8>,
     chain: Vec<u8>,
-    conditions: Accept,
+    conditions: Conditions,
     verdict: Verdict,
 }
 
@@ -369,7 +414,9 @@ struct Reading {
     family: Option<Family>,
     /// What was loaded into which register.
     registers: BTreeMap<u32, Loaded>,
-    conditions: Accept,
+    conditions: Conditions,
+    /// Whether it changes something of the packet on the way.
+    sets: bool,
     verdict: Verdict,
 }
 
@@ -392,7 +439,7 @@ impl Reading {
             IPV6 => Some(Family::V6),
             _ => None,
         };
-        Reading { family, registers: BTreeMap::new(), conditions: Vec::new(), verdict: Verdict::Other }
+        Reading { family, registers: BTreeMap::new(), conditions: Vec::new(), sets: false, verdict: Verdict::Other }
     }
 
     fn take(&mut self, expression: &[u8]) -> Result<(), NetlinkError> {
@@ -401,6 +448,9 @@ impl Reading {
         let value = |attribute| find(Attributes::nested(data), attribute);
         let number = |attribute| value(attribute)?.map(big_endian).transpose().map(Option::unwrap_or_default);
         match &*kind {
+            // From a register into the packet or what is known of it.
+            b"meta" if value(3)?.is_some() => self.sets = true,
+            b"payload" if value(5)?.is_some() => self.sets = true,
             b"meta" => {
                 let loaded = match number(2)? {
                     4 | 5 => Loaded::Index,
@@ -447,7 +497,7 @@ impl Reading {
                 }
             }
             // Without attributes: those are of ports, or of how they are chosen.
-            b"masq" if data.is_empty() => self.verdict = Verdict::Masquerade,
+            b"masq" if data.is_empty() && !self.sets => self.verdict = Verdict::Masquerade,
             b"reject" => self.verdict = Verdict::Drop,
             // A program decides, and may accept.
             b"queue" => self.verdict = Verdict::Accept,
@@ -641,8 +691,9 @@ mod tests {
         rules.push(rule(name(15), vec![], Verdict::Accept));
         let hook = Some(Hook { number: FORWARD, priority: 0, policy: ACCEPT });
         let base = Chain { family: INET, table: Vec::new(), name: name(0), kind: Vec::new(), hook };
-        let accepts = Ruleset::new(&rules, Family::V4).accepts(&base, &[]).unwrap();
-        assert!(!accepts.is_empty() && accepts.len() < 2 * MOST_WAYS, "{}", accepts.len());
+        let (rules, at_end) = Ruleset::new(&rules, Family::V4).decides(&base, &[]).unwrap();
+        let accepts = rules.iter().filter(|rule| rule.accepts).count();
+        assert!(at_end && (1..2 * MOST_WAYS).contains(&accepts), "{accepts}");
     }
 
     fn attribute() -> impl proptest::strategy::Strategy<Value = Vec<u8>> {

@@ -134,21 +134,146 @@ fn an_interface_that_is_not_there_is_waited_for() {
 
 #[test]
 fn the_next_address_of_a_subnet_does_not_go_with_ours() {
-    let node = Worker::new().with_loose_rp_filter();
-    for whose in ["all", "default", "eth1"] {
-        node.net.set_sysctl(&format!("net/ipv4/conf/{whose}/promote_secondaries"), "0");
-    }
+    let node = promoting("0");
     node.config("addresses: [{dev: eth1, address: 10.8.0.1/24}]");
     node.fix(&[]).expect(0);
     node.net.ip("addr add 10.8.0.2/24 dev eth1");
-    node.config("");
-    let ran = node.fix(&["--output", "json"]).expect(1);
-    assert!(ran.json()["blocked"][0]["because"].as_str().unwrap().contains("10.8.0.2 of eth1"), "{ran:?}");
-    assert!(has(&node, "eth1", "10.8.0.2/24"));
-    // The cure that it names.
-    node.net.set_sysctl("net/ipv4/conf/eth1/promote_secondaries", "1");
+    node.net.ip("route add 203.0.113.0/24 via 10.8.0.77");
+    node.config("kube_proxy: {mode: off}");
     node.fix(&[]).expect(0);
     assert!(has(&node, "eth1", "10.8.0.2/24") && !has(&node, "eth1", "10.8.0.1/24"));
+    assert!(node.net.ip("route").contains("203.0.113.0/24"));
+}
+
+/// A node that promotes the next address of a subnet, or does not.
+fn promoting(value: &str) -> Worker {
+    let node = Worker::new().with_loose_rp_filter();
+    for whose in ["all", "default", "eth0", "eth1"] {
+        node.net.set_sysctl(&format!("net/ipv4/conf/{whose}/promote_secondaries"), value);
+    }
+    node
+}
+
+/// What an address goes to within its subnet, by the run and by the script, and what others have there.
+#[test]
+fn an_address_changes_within_its_subnet() {
+    let on = |dev: &str, wish: &str| format!("kube_proxy: {{mode: off}}\naddresses: [{{dev: {dev}, address: {wish}}}]");
+    let bridge = |wish: &str| format!("kube_proxy: {{mode: off}}\nbridges: [{{name: br0, addresses: [{wish}]}}]");
+    for (dev, first, then, gone, there) in [
+        ("eth1", on("eth1", "10.8.0.1/24"), on("eth1", "10.8.0.2/24"), "10.8.0.1", &["10.8.0.2"][..]),
+        (
+            "eth1",
+            on("eth1", "10.8.0.1-10.8.0.3/24"),
+            on("eth1", "10.8.0.2-10.8.0.4/24"),
+            "10.8.0.1",
+            &["10.8.0.2", "10.8.0.3", "10.8.0.4"],
+        ),
+        ("br0", bridge("10.8.0.1/24"), bridge("10.8.0.254/24"), "10.8.0.1", &["10.8.0.254"]),
+    ] {
+        // Of others: none, one behind ours, one before ours.
+        for (promotes, others) in [("0", ""), ("0", "behind"), ("0", "before"), ("1", "behind"), ("1", "")] {
+            let ends = [false, true].map(|by_script| {
+                let case = format!("{then}, promotes {promotes}, others {others}, by script {by_script}");
+                let node = promoting(promotes);
+                let add = |when| {
+                    if others == when {
+                        drop(node.net.ip(&format!("addr add 10.8.0.9/24 dev {dev}")))
+                    }
+                };
+                node.config(if dev == "br0" { "bridges: [{name: br0}]" } else { "" });
+                node.fix(&[]).expect(0);
+                add("before");
+                node.config(&first);
+                node.fix(&[]).expect(0);
+                add("behind");
+                node.net.ip(&format!("route add 203.0.113.0/24 via 10.8.0.77 dev {dev}"));
+                node.config(&then);
+                if by_script {
+                    let script = node.fix(&["--dry-run"]).expect(0).out;
+                    node.net.run("sh", &["-e", "-c", &script]);
+                } else {
+                    node.fix(&[]).expect(0);
+                }
+                assert!(!has(&node, dev, &format!("{gone}/24")), "{case}");
+                let others = if others.is_empty() { &[][..] } else { &["10.8.0.9"] };
+                for address in there.iter().chain(others) {
+                    assert!(has(&node, dev, &format!("{address}/24")), "{case}: {address}");
+                }
+                assert!(node.net.ip("route").contains("203.0.113.0/24"), "{case}");
+                let promote = format!("net/ipv4/conf/{dev}/promote_secondaries");
+                assert_eq!(node.net.sysctl(&promote), promotes, "{case}");
+                assert_eq!(node.fix(&[]).expect(0).out, "", "{case}");
+                [node.net.ip("-o -4 addr"), node.net.ip("route")]
+            });
+            assert_eq!(ends[0], ends[1], "{then}, promotes {promotes}, others {others}");
+        }
+    }
+}
+
+#[test]
+fn promote_secondaries_is_left_as_it_is_declared() {
+    for by_script in [false, true] {
+        for (before, declared) in [("0", "1"), ("1", "0")] {
+            let node = promoting(before);
+            let wish =
+                |address: &str| format!("kube_proxy: {{mode: off}}\naddresses: [{{dev: eth1, address: {address}}}]");
+            node.config(&wish("10.8.0.1/24"));
+            node.fix(&[]).expect(0);
+            node.net.set_sysctl("net/ipv4/conf/all/promote_secondaries", "0");
+            let sysctl = format!("sysctls: [{{key: net.ipv4.conf.e*.promote_secondaries, value: {declared}}}]");
+            node.config(&format!("{}\n{sysctl}", wish("10.8.0.2/24")));
+            if by_script {
+                let script = node.fix(&["--dry-run"]).expect(0).out;
+                node.net.run("sh", &["-e", "-c", &script]);
+            }
+            let ran = node.fix(&["--output", "json"]).expect(0);
+            assert!(!by_script || ran.commands().is_empty(), "{ran:?}");
+            assert!(has(&node, "eth1", "10.8.0.2/24") && !has(&node, "eth1", "10.8.0.1/24"), "{declared}, {by_script}");
+            assert_eq!(node.net.sysctl("net/ipv4/conf/eth1/promote_secondaries"), declared, "{by_script}");
+        }
+    }
+}
+
+/// Ended by SIGKILL before each message to the kernel, or refused it.
+#[test]
+fn an_end_on_the_way_loses_no_address_of_the_subnet() {
+    let node = promoting("0");
+    let wish =
+        |addresses: &str| format!("kube_proxy: {{mode: off}}\nbridges: [{{name: br0, addresses: [{addresses}]}}]");
+    // What goes last is refused at some time: the first address of the subnet is another by then, and is taken back.
+    for (first, then) in [
+        ("10.8.0.1/24, 10.9.0.1/24", "10.8.0.2/24"),
+        ("10.8.0.1/24, 10.8.0.2/24, 10.9.0.1/24", "10.8.0.2/24, 10.8.0.3/24"),
+    ] {
+        for fault in ["signal=SIGKILL", "error=EIO"] {
+            for number in 1.. {
+                let case = format!("{then}, {fault} at {number}");
+                assert!(number < 100, "it never ends");
+                node.config("kube_proxy: {mode: off}");
+                node.fix(&[]).expect(0);
+                node.config(&wish(first));
+                node.fix(&[]).expect(0);
+                node.config(&wish(then));
+                let run = node.command(&[]);
+                let mut traced = std::process::Command::new("strace");
+                let inject = format!("inject=sendto:{fault}:when={number}");
+                let trace = node.directory.path().join("trace");
+                traced.args(["-qq", "-e", "trace=sendto", "-e", &inject, "-o"]).arg(&trace);
+                let whole = node.net.output(traced.arg(run.get_program()).args(run.get_args())).status.success();
+                let whole = whole && !fs::read_to_string(&trace).unwrap().contains("INJECTED");
+                assert!(has(&node, "br0", "10.8.0.1/24") || has(&node, "br0", "10.8.0.2/24"), "{case}: none");
+                assert!(!first.contains("0.2") || has(&node, "br0", "10.8.0.2/24"), "{case}: not what stays");
+                assert_eq!(node.net.sysctl("net/ipv4/conf/br0/promote_secondaries"), "0", "{case}");
+                node.fix(&[]).expect(0);
+                let mut ends = addresses(&node, "br0");
+                ends.retain(|address| !address.contains(':'));
+                assert_eq!(ends.join(", "), then, "{case}");
+                if whole {
+                    break;
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -282,7 +407,7 @@ fn a_declared_address_does_not_go_with_the_first_of_its_subnet() {
             let script = node.fix(&["--dry-run"]).expect(0).out;
             node.net.run("sh", &["-e", "-c", &script]);
         } else {
-            assert_eq!(node.fix(&["--output", "json"]).expect(0).commands().len(), 3);
+            assert_eq!(node.fix(&["--output", "json"]).expect(0).commands().len(), 2);
         }
         assert!(has(&node, "eth1", "10.8.0.2/24") && !has(&node, "eth1", "10.8.0.1/24"), "by script: {by_script}");
         assert!(!has(&node, "eth1", "10.8.0.3/24"));

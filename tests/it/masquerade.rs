@@ -164,6 +164,9 @@ fn a_rule_that_says_something_else_is_mended() {
         "ip saddr 10.100.0.0/16 oifname != br-vms meta l4proto tcp masquerade to :1024-2048",
         "ip saddr 10.100.0.0/16 oifname != br-vms limit rate 1/second masquerade",
         "ip saddr 10.100.0.0/16 oifname != br-vms masquerade random",
+        "ip saddr 10.100.0.0/16 oifname != br-vms meta mark set 1 masquerade",
+        "ip saddr 10.100.0.0/16 oifname != br-vms ct mark set 1 masquerade",
+        "ip saddr 10.100.0.0/16 oifname != br-vms ip ttl set 9 masquerade",
         "ip saddr 10.100.0.0/16 oifname != br-vms return",
         "ip saddr 10.100.0.0/16 oifname != br-vms",
     ] {
@@ -420,6 +423,74 @@ fn rules_at_the_end_that_drop_everything_are_told_of_like_a_policy() {
     node.net.run("sh", &["-c", &cure]);
     assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), Some("10.0.0.10".parse().unwrap()));
     assert_eq!(node.fix(&[]).expect(0).out, "");
+}
+
+#[test]
+fn rules_that_drop_a_source_are_told_of() {
+    let (node, vm) = vm_host();
+    nft(&node, "add table inet fw; add chain inet fw forward { type filter hook forward priority 0; }");
+    nft(&node, "add chain inet fw vms; add chain inet fw more");
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    // Rules of `forward`, of `vms` and of `more`, and how many of the two sources do not get through.
+    for (forward, vms, more, lacking) in [
+        ("ip saddr 10.100.0.0/16 drop", "", "", 1),
+        ("ip saddr 10.0.0.0/8 counter log reject", "", "", 1),
+        ("ip6 saddr fd64::/64 drop", "", "", 1),
+        ("iifname br-vms drop", "", "", 2),
+        ("iifname br-* reject", "", "", 2),
+        ("iifname br-vms ip saddr 10.100.0.0/16 drop", "", "", 1),
+        // What is not all of a source, or not known to be, is left unsaid.
+        ("ip saddr 10.100.7.0/24 drop", "", "", 0),
+        ("ip saddr != 10.100.0.0/16 drop", "", "", 0),
+        ("ip daddr 10.100.0.0/16 drop", "", "", 0),
+        ("ip saddr 10.100.0.0/16 tcp dport 25 drop", "", "", 0),
+        ("ip saddr 10.100.0.0/16 ct state invalid drop", "", "", 0),
+        ("ip saddr 10.100.0.0/16 oifname eth1 drop", "", "", 0),
+        ("ip saddr 10.100.0.0/16 limit rate over 9/second drop", "", "", 0),
+        ("iifname br-vms oifname br-vms drop", "", "", 0),
+        ("iifname eth1 drop", "", "", 0),
+        // The first rule that is for it counts.
+        ("ip saddr 10.100.0.0/16 accept; ip saddr 10.0.0.0/8 drop", "", "", 0),
+        ("ip saddr 10.0.0.0/8 drop; ip saddr 10.100.0.0/16 accept", "", "", 1),
+        ("ip saddr 10.100.0.0/16 return; ip saddr 10.0.0.0/8 drop", "", "", 0),
+        ("ct state established accept; ip saddr 10.100.0.0/16 drop", "", "", 1),
+        ("ip saddr 10.100.0.0/16 drop; accept", "", "", 1),
+        ("accept; ip saddr 10.100.0.0/16 drop", "", "", 0),
+        ("iifname br-vms goto more; ip saddr 10.100.0.0/16 drop", "", "", 0),
+        // In other chains.
+        ("jump vms", "ip saddr 10.100.0.0/16 drop", "", 1),
+        ("jump vms", "jump more", "ip saddr 10.100.0.0/16 drop", 1),
+        ("jump vms; ip saddr 10.100.0.0/16 drop", "ip saddr 10.100.0.0/16 accept", "", 0),
+        ("jump vms; ip saddr 10.100.0.0/16 drop", "return", "", 1),
+        ("jump vms; ip saddr 10.100.0.0/16 accept", "ip saddr 10.100.0.0/16 drop", "", 1),
+        ("jump vms", "oifname eth0 return; ip saddr 10.100.0.0/16 drop", "", 0),
+        ("jump vms", "oifname eth0 goto more; ip saddr 10.100.0.0/16 drop", "", 0),
+        ("jump vms; ip saddr 10.100.0.0/16 drop", "oifname eth0 return", "", 1),
+        ("ip saddr 10.100.0.0/16 jump vms", "log; drop", "", 1),
+        ("iifname br-vms jump vms", "ip saddr 10.100.0.0/16 drop", "", 1),
+        ("ip saddr 10.100.0.0/16 goto vms", "reject", "", 1),
+        ("ip saddr 10.100.0.0/16 jump vms", "tcp dport 25 drop", "", 0),
+        ("tcp dport 25 jump vms", "ip saddr 10.100.0.0/16 drop", "", 0),
+        ("iifname vmap { br-vms : jump vms }", "ip saddr 10.100.0.0/16 drop", "", 0),
+    ] {
+        let add = |chain: &str, rules: &str| {
+            let rules = rules.split("; ").filter(|rule| !rule.is_empty());
+            rules.map(|rule| format!("; add rule inet fw {chain} {rule}")).collect::<String>()
+        };
+        let rules = [add("forward", forward), add("vms", vms), add("more", more)].concat();
+        nft(&node, &format!("flush table inet fw{rules}"));
+        let ran = node.fix(&["--output", "json"]);
+        assert_eq!((blocked(&ran).len(), ran.code), (lacking, i32::from(lacking > 0)), "{rules}: {ran:?}");
+        for told in blocked(&ran) {
+            let server = if told.contains("fd64::") { "2001:db8::1" } else { "192.0.2.1" };
+            assert_eq!(seen_within(Duration::from_millis(200), &node, &vm, server), None, "{rules}");
+            node.net.run("sh", &["-c", told.split_once("let it pass: ").unwrap().1]);
+        }
+        if lacking > 0 {
+            assert_eq!(node.fix(&[]).expect(0).out, "", "the cures that it names: {rules}");
+            assert!(seen_by_server(&node, &vm, "192.0.2.1").is_some(), "{rules}");
+        }
+    }
 }
 
 /// The chains of firewalld 1.3, with Docker's zone beside the one of the uplink.
