@@ -113,6 +113,9 @@ pub enum Change {
         value: String,
         /// What is there.
         before: String,
+        /// What is written right before it: what is there, of interfaces that would follow it and are to stay. They
+        /// follow no more.
+        first: Vec<(SysctlKey, String)>,
         /// What is written right after it: keys of others that the kernel changes along with this one.
         then: Vec<(SysctlKey, String)>,
         /// The same for when it is taken back.
@@ -217,8 +220,8 @@ impl Change {
             Change::AddBridge(bridge) => Change::DeleteBridge(bridge),
             Change::SetBridge { new, old } => Change::SetBridge { new: old, old: new },
             Change::DeleteBridge(bridge) => Change::AddBridge(bridge),
-            Change::SetSysctl { key, value, before, then, back } => {
-                Change::SetSysctl { key, value: before, before: value, then: back, back: then }
+            Change::SetSysctl { key, value, before, first: _, then, back } => {
+                Change::SetSysctl { key, value: before, before: value, first: Vec::new(), then: back, back: then }
             }
             Change::SetMasquerade { anew: true, .. } => Change::DeleteMasquerade,
             // What was in the table is not known in full.
@@ -226,6 +229,17 @@ impl Change {
             Change::Persist { new, old } => Change::Persist { new: old, old: new },
             Change::DeleteNetns(..) | Change::DeleteVeth(..) | Change::RestartPod(_) => return None,
         })
+    }
+
+    /// The same without what is written before and after it, which is not the same each time: what is told and counted
+    /// of it.
+    pub fn alone(&self) -> Change {
+        match self.clone() {
+            Change::SetSysctl { key, value, before, .. } => {
+                Change::SetSysctl { key, value, before, first: Vec::new(), then: Vec::new(), back: Vec::new() }
+            }
+            other => other,
+        }
     }
 
     /// Whether nothing builds on it, so that the changes after it are made, and those before it stay, even if it fails.
@@ -266,7 +280,8 @@ impl fmt::Display for Change {
             Change::DeleteBridge(bridge) => write!(f, "ip link del dev {} type bridge", bridge.name),
             Change::SetMasquerade { rules, .. } => f.write_str(&nat::command(&nat::replacement(rules))),
             Change::DeleteMasquerade => write!(f, "{} delete table inet {}", nat::PROGRAM, nat::TABLE),
-            Change::SetSysctl { key, value, then, .. } => {
+            Change::SetSysctl { key, value, first, then, .. } => {
+                first.iter().try_for_each(|(key, value)| write!(f, "{} && ", key.command(value)))?;
                 f.write_str(&key.command(value))?;
                 then.iter().try_for_each(|(key, value)| write!(f, " && {}", key.command(value)))
             }

@@ -234,8 +234,9 @@ impl Node {
             Change::DeleteBridge(bridge) => netlink.change(RTM_DELLINK, 0, &message::bridge(bridge)),
             Change::SetMasquerade { rules, .. } => return self.nft(&nat::replacement(rules)),
             Change::DeleteMasquerade => return self.nft(&nat::removal()),
-            Change::SetSysctl { key, value, then, .. } => {
-                for (key, value) in [(key, value)].into_iter().chain(then.iter().map(|(key, value)| (key, value))) {
+            Change::SetSysctl { key, value, first, then, .. } => {
+                let own = [(key.clone(), value.clone())];
+                for (key, value) in first.iter().chain(&own).chain(then) {
                     sysctl::write(key, value).or_else(judge)?;
                 }
                 self.disown(key, value);

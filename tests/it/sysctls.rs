@@ -309,3 +309,40 @@ fn what_an_earlier_boot_set_is_not_ours() {
     node.fix(&[]).expect(0);
     assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "1");
 }
+
+/// `default` is for interfaces to come: those that are there keep what they have, or get what is declared for them.
+#[test]
+fn default_is_declared_without_a_loss_to_others() {
+    let rest = "kube_proxy: {mode: off}\nrp_filter: {mode: off}\n";
+    let declared = "sysctls: [{key: net.ipv4.conf.default.proxy_arp, value: 1}, \
+                    {key: net.ipv4.conf.vh_1.proxy_arp, value: 0}, {key: 'net.ipv4.conf.v*_2.proxy_arp', value: 2}]";
+    for by_script in [false, true] {
+        let node = Worker::bare();
+        for link in ["vh_1", "vh_2", "other"] {
+            node.net.ip(&format!("link add {link} type bridge"));
+        }
+        let values = || {
+            let names = ["default", "vh_1", "vh_2", "other"];
+            names.map(|name| node.net.sysctl(&format!("net/ipv4/conf/{name}/proxy_arp")))
+        };
+        node.config(&format!("{rest}{declared}"));
+        if by_script {
+            let script = node.fix(&["--dry-run"]).expect(0).out;
+            node.net.run("sh", &["-ec", &script]);
+        } else {
+            let ran = node.fix(&["--output", "json"]).expect(0);
+            assert_eq!(ran.commands().len(), 2, "{ran:?}");
+        }
+        assert_eq!(values(), ["1", "0", "2", "0"], "by the script: {by_script}");
+        assert_eq!(node.fix(&[]).expect(0).out, "");
+        if by_script {
+            continue; // what was there before is for a run to remember
+        }
+        node.config(rest);
+        node.fix(&[]).expect(0);
+        assert_eq!(values(), ["0", "0", "0", "0"], "undeclared");
+        node.config(&format!("{rest}{}", declared.replace(']', ", {key: net.ipv4.ip_default_ttl, value: 999}]")));
+        node.fix(&[]).expect(1);
+        assert_eq!(values(), ["0", "0", "0", "0"], "taken back");
+    }
+}
