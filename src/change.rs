@@ -287,7 +287,8 @@ impl fmt::Display for Change {
             }
             Change::Persist { new: None, .. } => write!(f, "rm {}", sysctl_d::OURS),
             Change::Persist { new: Some(text), .. } => {
-                write!(f, "mkdir -p -m 755 {} && printf '%s\\n'", sysctl_d::OURS_IN)?;
+                // Where a link to elsewhere stands in its place, that is not written through.
+                write!(f, "mkdir -p -m 755 {} && rm -f {} && printf '%s\\n'", sysctl_d::OURS_IN, sysctl_d::OURS)?;
                 text.lines().try_for_each(|line| write!(f, " {}", shell_word(line.as_bytes())))?;
                 write!(f, " > {0} && chmod 644 {0}", sysctl_d::OURS)
             }

@@ -128,7 +128,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         let Some(live) = &it.live else {
             plan.blocked.push(Blocked::new(
                 key.command(value),
-                format!("there is no sysctl {key} (a name with a dot takes slashes: net/ipv4/conf/eth0.100/proxy_arp); it is set when it appears, with its interface or its kernel module"),
+                format!("the kernel here has no sysctl {key} (a name with a dot takes slashes: net/ipv4/conf/eth0.100/proxy_arp); it is set when it appears, with its interface or its kernel module"),
             ));
             continue;
         };

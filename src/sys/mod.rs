@@ -237,7 +237,7 @@ impl Node {
             Change::SetSysctl { key, value, first, then, .. } => {
                 let own = [(key.clone(), value.clone())];
                 for (key, value) in first.iter().chain(&own).chain(then) {
-                    sysctl::write(key, value).or_else(judge)?;
+                    sysctl::write(key, value).map_err(judge)?;
                 }
                 self.disown(key, value);
                 return Ok(Applied { made: true, told: None });
@@ -663,16 +663,18 @@ fn describe(set: &RouteSet) -> String {
     }
 }
 
-fn judge(error: io::Error) -> Result<(), ApplyError> {
+fn judge(error: io::Error) -> ApplyError {
     match error.kind() {
-        io::ErrorKind::NotFound => Ok(()),
+        io::ErrorKind::NotFound => ApplyError::Refused(format!(
+            "{error}; the key is there, so it is the value that names something the kernel here does not have"
+        )),
         // Not for the want of the capability: the key is there to be read (EACCES).
         io::ErrorKind::PermissionDenied
             if error.raw_os_error() == Some(Errno::EACCES as i32) && has_net_admin().unwrap_or(false) =>
         {
-            Err(ApplyError::Refused(format!("{error}; the kernel lets nobody write it")))
+            ApplyError::Refused(format!("{error}; the kernel lets nobody write it"))
         }
-        io::ErrorKind::PermissionDenied => Err(ApplyError::NotPermitted(error.to_string())),
-        _ => Err(ApplyError::Refused(error.to_string())),
+        io::ErrorKind::PermissionDenied => ApplyError::NotPermitted(error.to_string()),
+        _ => ApplyError::Refused(error.to_string()),
     }
 }

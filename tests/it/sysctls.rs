@@ -346,3 +346,41 @@ fn default_is_declared_without_a_loss_to_others() {
         assert_eq!(values(), ["0", "0", "0", "0"], "taken back");
     }
 }
+
+#[test]
+fn what_the_kernel_does_not_know_is_told_in_its_words() {
+    let node = node();
+    let wish = |entry: &str| {
+        node.config(&format!("kube_proxy: {{mode: off}}\nrp_filter: {{mode: off}}\nsysctls: [{entry}]"));
+    };
+    wish("{key: net.ipv4.tcp_congestion_control, value: nonesuch}");
+    let ran = node.fix(&[]).expect(1);
+    assert!(ran.err.contains("No such file or directory") && !ran.err.contains("second look"), "{ran:?}");
+    wish("{key: net.ipv4, value: 1}");
+    let ran = node.fix(&[]).expect(1);
+    assert!(ran.err.contains("net.ipv4: it is a directory; name a key in it"), "{ran:?}");
+    wish("{key: net.ipv4.no_such_key, value: 1}");
+    let ran = node.fix(&[]).expect(1);
+    assert!(ran.err.contains("the kernel here has no sysctl net.ipv4.no_such_key"), "{ran:?}");
+}
+
+/// By the run as by the script a link to elsewhere is not written through.
+#[test]
+fn a_link_in_the_place_of_the_file_is_replaced() {
+    let node = node();
+    node.config("kube_proxy: {mode: off}\nrp_filter: {mode: off}\nsysctls: [{key: net.ipv4.ip_forward, value: 1, persist: true}]");
+    for by_script in [false, true] {
+        let root = root();
+        let file = root.path().join(OURS);
+        std::os::unix::fs::symlink("elsewhere", &file).unwrap();
+        if by_script {
+            let script = fix(&node, root.path(), &["--dry-run"]).expect(0).out;
+            finish(node.net.output(rooted(root.path()).args(["sh", "-ec", &script]))).expect(0);
+        } else {
+            fix(&node, root.path(), &[]).expect(0);
+        }
+        assert!(fs::symlink_metadata(&file).unwrap().is_file(), "by the script: {by_script}");
+        let names: Vec<_> = fs::read_dir(root.path().join("etc/sysctl.d")).unwrap().collect();
+        assert_eq!(names.len(), 1, "by the script: {by_script}: {names:?}");
+    }
+}
