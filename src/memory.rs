@@ -10,6 +10,7 @@ use crate::contention::{Mends, Row};
 use crate::net::IfName;
 use crate::netns::Idle;
 use crate::pod::PodId;
+use crate::sorted;
 
 /// An interface whose coming and going kube-proxy has to notice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +108,21 @@ impl Ledger {
     pub fn after_a_boot(mut self) -> Ledger {
         self.sysctls.retain(|it| it.persist);
         Ledger { addresses: Vec::new(), ..self }
+    }
+
+    /// What this tells of and the other does not.
+    pub fn without(mut self, other: &Ledger) -> Ledger {
+        let addresses = sorted::set(other.addresses.iter().map(|it| (&*it.dev, it.address)));
+        let sysctls = sorted::set(other.sysctls.iter().map(|it| &*it.key));
+        self.addresses.retain(|it| !addresses.contains(&(&*it.dev, it.address)));
+        self.sysctls.retain(|it| !sysctls.contains(&*it.key));
+        self
+    }
+
+    /// Tells of this as well.
+    pub fn add(&mut self, more: Ledger) {
+        self.addresses.extend(more.addresses);
+        self.sysctls.extend(more.sysctls);
     }
 
     /// Takes a note.

@@ -347,6 +347,28 @@ fn default_is_declared_without_a_loss_to_others() {
     }
 }
 
+/// What goes and is taken back is ours as it was.
+#[test]
+fn a_removal_that_is_taken_back_is_not_forgotten() {
+    let node = node();
+    let wish = |entry: &str| {
+        node.config(&format!("kube_proxy: {{mode: off}}\nrp_filter: {{mode: off}}\nsysctls: [{entry}]"));
+    };
+    node.net.set_sysctl("net/ipv4/ip_forward", "0");
+    wish("{key: net.ipv4.ip_forward, value: 1}");
+    node.fix(&[]).expect(0);
+    // The kernel takes it, and shows it otherwise.
+    wish("{key: net.ipv4.ip_local_port_range, value: '1024 65535 7'}");
+    let ran = node.fix(&[]).expect(1);
+    assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "1", "{ran:?}");
+    wish("");
+    node.fix(&[]).expect(0);
+    assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "0");
+    node.net.set_sysctl("net/ipv4/ip_forward", "1");
+    node.fix(&[]).expect(0);
+    assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "1", "and not ours for ever");
+}
+
 #[test]
 fn what_the_kernel_does_not_know_is_told_in_its_words() {
     let node = node();
