@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cidr::IpInet;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::contention::{Mends, Row};
 use crate::net::IfName;
@@ -140,6 +141,7 @@ impl Ledger {
 #[serde(deny_unknown_fields)]
 pub struct SetSysctl {
     /// Path below /proc/sys.
+    #[serde(deserialize_with = "declarable")]
     pub key: String,
     /// What was there before.
     pub before: String,
@@ -151,6 +153,20 @@ pub struct SetSysctl {
     /// Whether it was also written to /etc/sysctl.d, so that it is ours after a boot as well.
     #[serde(default)]
     pub persist: bool,
+}
+
+/// A key that a configuration may declare. No other was ever noted, and none is written for being in the file.
+fn declarable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let key = String::deserialize(deserializer)?;
+    let segments: Vec<&str> = key.split('/').collect();
+    match segments.as_slice() {
+        ["net", "ipv4", "conf", _, "rp_filter"] => {}
+        ["net", rest @ ..] if !rest.is_empty() && !rest.iter().any(|it| matches!(*it, "" | "." | "..")) => {
+            return Ok(key);
+        }
+        _ => {}
+    }
+    Err(D::Error::custom(format_args!("{key:?} is no sysctl that can be declared")))
 }
 
 /// An address that node-fixer has added, or was about to.

@@ -194,7 +194,7 @@ impl Node {
                 Want::SysctlFiles => observed.sysctl_files = Some(failed("sysctl.d", sysctl_files())),
                 Want::Ledger => {
                     observed.ledger =
-                        Some(failed("what node-fixer has made", state::ledger(&self.durable_dir)))
+                        Some(failed("what node-fixer has made", state::ledger(&self.durable_dir, self.patient)))
                 }
                 Want::Uplinks(names) => observed.uplinks = Some(failed("the uplinks", self.uplinks(&names))),
                 Want::SettledUplinks(names, settle) => {
@@ -293,7 +293,7 @@ impl Node {
     /// Where the ledger cannot be written, it says a moment too much.
     fn disown(&mut self, key: &SysctlKey, value: &str) {
         let is_over = |it: &SetSysctl| it.before == value && it.value != value && it.key.as_bytes() == key.path();
-        if state::ledger(&self.durable_dir).is_ok_and(|ledger| ledger.sysctls.iter().any(is_over)) {
+        if state::ledger(&self.durable_dir, true).is_ok_and(|ledger| ledger.sysctls.iter().any(is_over)) {
             let _ = self.update_ledger(|ledger| ledger.sysctls.retain(|it| !is_over(it)));
             self.disowned.push(key.path());
         }

@@ -386,6 +386,29 @@ fn what_the_kernel_does_not_know_is_told_in_its_words() {
     assert!(ran.err.contains("the kernel here has no sysctl net.ipv4.no_such_key"), "{ran:?}");
 }
 
+/// What cannot be read, or names what no configuration may name, is set aside once.
+#[test]
+fn a_ledger_that_is_none_is_set_aside() {
+    let rest = "kube_proxy: {mode: off}\nrp_filter: {mode: off}\n";
+    for (case, key) in [("all", "net/ipv4/conf/all/rp_filter"), ("elsewhere", "net/../kernel/panic"), ("none", "")] {
+        let node = node();
+        node.net.set_sysctl("net/ipv4/conf/all/rp_filter", "1");
+        node.config(&format!("{rest}sysctls: [{{key: net.ipv4.conf.vh_1.proxy_arp, value: 1}}]"));
+        node.fix(&[]).expect(0);
+        let file = node.directory.path().join("state/ledger.json");
+        let text = fs::read_to_string(&file).unwrap();
+        let text = text.replace("net/ipv4/conf/vh_1/proxy_arp", key);
+        fs::write(&file, if key.is_empty() { "{" } else { &text }).unwrap();
+        node.config(rest);
+        assert!(node.fix(&["--dry-run"]).expect(0).err.contains("ledger.json"), "{case}");
+        assert!(file.exists(), "{case}: a dry run changes nothing");
+        let ran = node.fix(&[]).expect(0);
+        assert!(ran.err.contains("ledger.json.unreadable"), "{case}: {ran:?}");
+        assert_eq!(node.net.sysctl("net/ipv4/conf/all/rp_filter"), "1", "{case}");
+        assert_eq!(node.fix(&[]).expect(0).err, "", "{case}: once");
+    }
+}
+
 /// By the run as by the script a link to elsewhere is not written through.
 #[test]
 fn a_link_in_the_place_of_the_file_is_replaced() {
