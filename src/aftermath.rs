@@ -97,7 +97,7 @@ fn note(desired: &Desired, node: &mut Node, outcome: &Outcome) -> anyhow::Result
     let items = outcome.items.iter().filter(|item| item.made);
     let is_restart = |change: &Change| matches!(change, Change::RestartPod(_));
     let made = items.map(|item| {
-        let (reconciler, command) = (item.reconciler, item.change.to_string());
+        let (reconciler, command) = (item.reconciler, item.change.alone().to_string());
         Made { reconciler, command, repeats: !is_restart(&item.change) }
     });
     let made: Vec<_> = made.collect();

@@ -120,6 +120,9 @@ pub enum Change {
         value: String,
         /// What is there.
         before: String,
+        /// What is written right before it: what is there, of interfaces that would follow it and are to stay. They
+        /// follow no more.
+        first: Vec<(SysctlKey, String)>,
         /// What is written right after it: keys of others that the kernel changes along with this one.
         then: Vec<(SysctlKey, String)>,
         /// The same for when it is taken back.
@@ -223,8 +226,8 @@ impl Change {
             Change::AddBridge(bridge) => Change::DeleteBridge(bridge),
             Change::SetBridge { new, old } => Change::SetBridge { new: old, old: new },
             Change::DeleteBridge(bridge) => Change::AddBridge(bridge),
-            Change::SetSysctl { key, value, before, then, back } => {
-                Change::SetSysctl { key, value: before, before: value, then: back, back: then }
+            Change::SetSysctl { key, value, before, first: _, then, back } => {
+                Change::SetSysctl { key, value: before, before: value, first: Vec::new(), then: back, back: then }
             }
             Change::SetMasquerade { anew: true, .. } => Change::DeleteMasquerade,
             // What was in the table is not known in full.
@@ -232,6 +235,17 @@ impl Change {
             Change::Persist { new, old } => Change::Persist { new: old, old: new },
             Change::DeleteNetns(..) | Change::DeleteVeth(..) | Change::RestartPod(_) => return None,
         })
+    }
+
+    /// The same without what is written before and after it, which is not the same each time: what is told and counted
+    /// of it.
+    pub fn alone(&self) -> Change {
+        match self.clone() {
+            Change::SetSysctl { key, value, before, .. } => {
+                Change::SetSysctl { key, value, before, first: Vec::new(), then: Vec::new(), back: Vec::new() }
+            }
+            other => other,
+        }
     }
 
     /// Whether nothing builds on it, so that the changes after it are made, and those before it stay, even if it fails.
@@ -277,13 +291,15 @@ impl fmt::Display for Change {
             Change::DeleteBridge(bridge) => write!(f, "ip link del dev {} type bridge", bridge.name),
             Change::SetMasquerade { rules, .. } => f.write_str(&nat::command(&nat::replacement(rules))),
             Change::DeleteMasquerade => write!(f, "{} delete table inet {}", nat::PROGRAM, nat::TABLE),
-            Change::SetSysctl { key, value, then, .. } => {
+            Change::SetSysctl { key, value, first, then, .. } => {
+                first.iter().try_for_each(|(key, value)| write!(f, "{} && ", key.command(value)))?;
                 f.write_str(&key.command(value))?;
                 then.iter().try_for_each(|(key, value)| write!(f, " && {}", key.command(value)))
             }
             Change::Persist { new: None, .. } => write!(f, "rm {}", sysctl_d::OURS),
             Change::Persist { new: Some(text), .. } => {
-                write!(f, "mkdir -p -m 755 {} && printf '%s\\n'", sysctl_d::OURS_IN)?;
+                // Where a link to elsewhere stands in its place, that is not written through.
+                write!(f, "mkdir -p -m 755 {} && rm -f {} && printf '%s\\n'", sysctl_d::OURS_IN, sysctl_d::OURS)?;
                 text.lines().try_for_each(|line| write!(f, " {}", shell_word(line.as_bytes())))?;
                 write!(f, " > {0} && chmod 644 {0}", sysctl_d::OURS)
             }

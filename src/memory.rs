@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cidr::IpInet;
-use serde::{Deserialize, Serialize};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::contention::{Mends, Row};
 use crate::net::IfName;
 use crate::netns::Idle;
 use crate::pod::PodId;
+use crate::sorted;
 
 /// An interface whose coming and going kube-proxy has to notice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +111,21 @@ impl Ledger {
         Ledger { addresses: Vec::new(), ..self }
     }
 
+    /// What this tells of and the other does not.
+    pub fn without(mut self, other: &Ledger) -> Ledger {
+        let addresses = sorted::set(other.addresses.iter().map(|it| (&*it.dev, it.address)));
+        let sysctls = sorted::set(other.sysctls.iter().map(|it| &*it.key));
+        self.addresses.retain(|it| !addresses.contains(&(&*it.dev, it.address)));
+        self.sysctls.retain(|it| !sysctls.contains(&*it.key));
+        self
+    }
+
+    /// Tells of this as well.
+    pub fn add(&mut self, more: Ledger) {
+        self.addresses.extend(more.addresses);
+        self.sysctls.extend(more.sysctls);
+    }
+
     /// Takes a note.
     pub fn take(&mut self, note: Note) {
         match note {
@@ -124,6 +141,7 @@ impl Ledger {
 #[serde(deny_unknown_fields)]
 pub struct SetSysctl {
     /// Path below /proc/sys.
+    #[serde(deserialize_with = "declarable")]
     pub key: String,
     /// What was there before.
     pub before: String,
@@ -135,6 +153,20 @@ pub struct SetSysctl {
     /// Whether it was also written to /etc/sysctl.d, so that it is ours after a boot as well.
     #[serde(default)]
     pub persist: bool,
+}
+
+/// A key that a configuration may declare. No other was ever noted, and none is written for being in the file.
+fn declarable<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let key = String::deserialize(deserializer)?;
+    let segments: Vec<&str> = key.split('/').collect();
+    match segments.as_slice() {
+        ["net", "ipv4", "conf", _, "rp_filter"] => {}
+        ["net", rest @ ..] if !rest.is_empty() && !rest.iter().any(|it| matches!(*it, "" | "." | "..")) => {
+            return Ok(key);
+        }
+        _ => {}
+    }
+    Err(D::Error::custom(format_args!("{key:?} is no sysctl that can be declared")))
 }
 
 /// An address that node-fixer has added, or was about to.

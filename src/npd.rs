@@ -76,6 +76,7 @@ mod tests {
             key: SysctlKey::rp_filter(&crate::net::IfName::new(b"eth0").unwrap()),
             value: "2".into(),
             before: "1".into(),
+            first: Vec::new(),
             then: Vec::new(),
             back: Vec::new(),
         };

@@ -279,7 +279,7 @@ impl Item {
     fn take_back(&mut self, node: &mut Node, why: &str) {
         self.made = false;
         let Some(back) = self.change.undone() else { return };
-        match node.apply(&back) {
+        match node.take_back(&back) {
             Ok(_) => {
                 let action = back.action().word();
                 info!(target: "taken_back", reconciler = self.reconciler, command = %back, reason = why, action, "taken back");

@@ -1,9 +1,32 @@
 //! Sysctls that the kernel changes along with another one (net/ipv4/devinet.c, net/ipv6/addrconf.c). A few keys of
 //! `all` are not only values of their own: a write to one is a write to that key of every interface and of `default`.
-//! (A write to net.ipv4.conf.default.* is one too, but only for interfaces that nobody has ever given a value.)
+//!
+//! A write to net.ipv4.conf.default.* is one to those interfaces that nobody has ever given a value. They have that of
+//! `default`, and who is given it once more stays at it: `default` is for interfaces to come.
 
-use crate::net::{FORWARD, SysctlKey};
+use crate::net::{FORWARD, IfName, SysctlKey};
+use crate::observed::{Gap, Observed};
 use crate::sorted;
+
+/// What is written before this key is: those interfaces that would follow it, and their value. `to_come` are those
+/// that begin with what `default` is now.
+pub fn staying(
+    key: &str,
+    live: &str,
+    to_come: &[&IfName],
+    observed: &Observed,
+) -> Result<Vec<(SysctlKey, String)>, Gap> {
+    let what = key.strip_prefix("net/ipv4/conf/default/").filter(|what| *what != "forwarding");
+    let Some(what) = what else { return Ok(Vec::new()) };
+    let names = observed.sysctl_names(["net/ipv4/conf".into()])?;
+    let of = |name: &[u8]| SysctlKey::from_path(&[b"net/ipv4/conf", name, what.as_bytes()].join(&b'/'));
+    let names = names.into_iter().flatten().filter(|name| ![&b"all"[..], b"default"].contains(&&***name));
+    let keys = sorted::list(names.map(|name| of(name)), Ord::cmp);
+    let values = observed.sysctls_one_by_one(&keys)?;
+    let here = keys.iter().zip(values).filter(|(_, look)| matches!(look, Ok(Some(value)) if value == live));
+    let here = here.map(|(key, _)| key.clone());
+    Ok(here.chain(to_come.iter().map(|name| of(name.as_bytes()))).map(|key| (key, live.to_owned())).collect())
+}
 
 /// The directory of the interfaces that a write to this key reaches, and their key.
 pub fn reach(key: &str) -> Option<(&'static str, &str)> {

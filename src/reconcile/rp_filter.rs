@@ -1,9 +1,10 @@
 //! `rp_filter`: every interface whose name matches and whose live value is to be replaced gets the value wanted.
 //! conf/all is never written: where it is greater it wins, and the wish is blocked.
 
+use super::bridges;
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::{Desired, RpFilter};
-use crate::net::SysctlKey;
+use crate::net::{IfName, SysctlKey};
 use crate::observed::{Gap, Observed};
 
 /// Name of the pseudo-interface whose values new interfaces copy.
@@ -14,17 +15,22 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let live = observed.rp_filters()?;
     let offends = |value: i32| value != wish.value.number() && wish.replace.iter().any(|bad| bad.number() == value);
     let mut plan = Plan::default();
-    if offends(live.default) && wish.interfaces.is_match(DEFAULT.as_bytes()) {
-        plan.steps.push(set(wish, DEFAULT, live.default, SysctlKey::rp_filter_default()));
-    }
     // Only offenders need a name.
     let offenders: Vec<_> = live.links.iter().copied().filter(|(_, value)| offends(*value)).collect();
     let names = observed.names(offenders.iter().map(|(index, _)| *index))?;
-    for (name, (_, value)) in names.into_iter().zip(&offenders) {
-        let Some(name) = name else { continue }; // it has vanished since
-        if wish.interfaces.is_match(name.as_bytes()) {
-            plan.steps.push(set(wish, &name.to_string(), *value, SysctlKey::rp_filter(name)));
-        }
+    // What has vanished since has none.
+    let named = || names.iter().zip(&offenders).filter_map(|(name, (_, value))| Some(((*name)?, *value)));
+    let is_ours = |name: &IfName| wish.interfaces.is_match(name.as_bytes());
+    if offends(live.default) && wish.interfaces.is_match(DEFAULT.as_bytes()) {
+        // The value would go to each interface that nobody has given one: those that nobody named are not to follow.
+        let to_come = bridges::to_come(desired, observed)?;
+        let followers = named().filter(|(_, value)| *value == live.default).map(|(name, _)| name).chain(to_come);
+        let first = followers.filter(|name| !is_ours(name));
+        let first = first.map(|name| (SysctlKey::rp_filter(name), live.default.to_string())).collect();
+        plan.steps.push(set(wish, DEFAULT, live.default, SysctlKey::rp_filter_default(), first));
+    }
+    for (name, value) in named().filter(|(name, _)| is_ours(name)) {
+        plan.steps.push(set(wish, &name.to_string(), value, SysctlKey::rp_filter(name), Vec::new()));
     }
     if live.all > wish.value.number() {
         let names = observed.names(live.links.iter().map(|(index, _)| *index))?;
@@ -41,20 +47,17 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     Ok(plan)
 }
 
-fn set(wish: &RpFilter, name: &str, live: i32, key: SysctlKey) -> Step {
+fn set(wish: &RpFilter, name: &str, live: i32, key: SysctlKey, first: Vec<(SysctlKey, String)>) -> Step {
     let value = wish.value.number().to_string();
     let reason = format!("rp_filter of {name} is {live}, wanted is {value} ({})", wish.value);
-    Step {
-        change: Change::SetSysctl { key, value, before: live.to_string(), then: Vec::new(), back: Vec::new() },
-        reason,
-    }
+    let (before, then, back) = (live.to_string(), Vec::new(), Vec::new());
+    Step { change: Change::SetSysctl { key, value, before, first, then, back }, reason }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::desired::{Pattern, RpValue};
-    use crate::net::IfName;
     use crate::observed::{RpFilters, Want};
     use crate::reconcile::testing::observed;
 
@@ -102,6 +105,14 @@ mod tests {
             }
             assert_eq!(wishes, blocked, "{case}");
         }
+    }
+
+    #[test]
+    fn who_would_follow_default_and_was_not_named_is_given_its_value_before() {
+        let links = [("eth0", 1), ("docker0", 1), ("wg0", 0)];
+        let (commands, _) = keys(RpFilter::default(), &links, 1, 0);
+        let default = "sysctl -w net.ipv4.conf.docker0.rp_filter=1 && sysctl -w net.ipv4.conf.default.rp_filter=2";
+        assert_eq!(commands, [default, "sysctl -w net.ipv4.conf.eth0.rp_filter=2"]);
     }
 
     #[test]

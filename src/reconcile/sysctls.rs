@@ -81,6 +81,13 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         }));
     }
 
+    // Who is written itself need not be kept from following.
+    let staying = |it: &Key| {
+        let all = carried::staying(&it.path, it.live.as_deref().unwrap_or_default(), &to_come, observed)?;
+        let has_turn = |key: &SysctlKey| keys.iter().any(|it| it.key == *key && it.turn().is_some());
+        Ok(all.into_iter().filter(|(key, _)| !has_turn(key)).collect())
+    };
+
     for it in &keys {
         let wave = waves.iter().find(|wave| wave.path == it.path);
         let carried_by = waves.iter().find_map(|wave| carried::carried(wave.path, wave.goal, &it.path));
@@ -106,8 +113,10 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
                 }
                 let reason = format!("node-fixer set it to {live}, and it is no longer declared");
                 let (then, back) = wave.map_or_else(Default::default, |wave| (wave.restored(&keys), wave.aside()));
+                let first = staying(it)?;
                 let (key, value, before) = (it.key.clone(), goal.clone(), live.clone());
-                plan.removals.push(Step { change: Change::SetSysctl { key, value, before, then, back }, reason });
+                plan.removals
+                    .push(Step { change: Change::SetSysctl { key, value, before, first, then, back }, reason });
             }
             continue;
         };
@@ -119,7 +128,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         let Some(live) = &it.live else {
             plan.blocked.push(Blocked::new(
                 key.command(value),
-                format!("there is no sysctl {key} (a name with a dot takes slashes: net/ipv4/conf/eth0.100/proxy_arp); it is set when it appears, with its interface or its kernel module"),
+                format!("the kernel here has no sysctl {key} (a name with a dot takes slashes: net/ipv4/conf/eth0.100/proxy_arp); it is set when it appears, with its interface or its kernel module"),
             ));
             continue;
         };
@@ -140,9 +149,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
                 None => format!("{key} is {live}, declared is {value}"),
                 Some(other) => format!("{key} becomes {other} by what is set before it, declared is {value}"),
             };
-            let back = wave.map_or_else(Vec::new, Wave::aside);
+            let (first, then, back) = (staying(it)?, Vec::new(), wave.map_or_else(Vec::new, Wave::aside));
             let (key, value, before) = (key.clone(), value.clone(), live.clone());
-            plan.steps.push(Step { change: Change::SetSysctl { key, value, before, then: Vec::new(), back }, reason });
+            plan.steps.push(Step { change: Change::SetSysctl { key, value, before, first, then, back }, reason });
         }
     }
 
@@ -609,6 +618,24 @@ mod tests {
             assert_eq!(values, ["0", "0", "0", "0", "0", "1"], "{case}: at last");
             assert_eq!(node.ledger.sysctls, [], "{case}");
         }
+    }
+
+    #[test]
+    fn default_takes_nobody_along() {
+        let mut node = Model::new(
+            "sysctl net/ipv4/conf/all/proxy_arp = 0\nsysctl net/ipv4/conf/default/proxy_arp = 0\n\
+             sysctl net/ipv4/conf/eth0/proxy_arp = 0\nsysctl net/ipv4/conf/eth1/proxy_arp = 1\n\
+             sysctl net/ipv4/conf/eth2/proxy_arp = 0\nsysctl net/ipv4/conf/eth3/proxy_arp = 0",
+        );
+        let yaml = "bridges: [{name: br0}]\nsysctls: [{key: net.ipv4.conf.default.proxy_arp, value: 2}, \
+                    {key: net.ipv4.conf.eth2.proxy_arp, value: 0}, {key: net.ipv4.conf.eth3.proxy_arp, value: 1}]";
+        let first = node.plan(plan, &desired(yaml));
+        let kept = ["eth0", "eth2", "br0"].map(|link| format!("sysctl -w net.ipv4.conf.{link}.proxy_arp=0 && "));
+        let default = kept.concat() + "sysctl -w net.ipv4.conf.default.proxy_arp=2";
+        assert_eq!(shown(&first.steps), [default.as_str(), "sysctl -w net.ipv4.conf.eth3.proxy_arp=1"]);
+        let undone = first.steps[0].change.undone().unwrap();
+        assert_eq!(undone.to_string(), "sysctl -w net.ipv4.conf.default.proxy_arp=0");
+        assert_eq!(first.steps[0].change.alone().to_string(), "sysctl -w net.ipv4.conf.default.proxy_arp=2");
     }
 
     #[test]

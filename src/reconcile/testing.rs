@@ -395,8 +395,9 @@ impl Model {
             }
             Change::DeleteMasquerade => self.nat = SeenNat::Table(None),
             Change::Persist { new, .. } => self.persisted = new.clone(),
-            Change::SetSysctl { key, value, then, .. } if self.sysctls.iter().any(|(it, _)| it == key) => {
-                for (key, value) in [(key, value)].into_iter().chain(then.iter().map(|(key, value)| (key, value))) {
+            Change::SetSysctl { key, value, first, then, .. } if self.sysctls.iter().any(|(it, _)| it == key) => {
+                let own = [(key.clone(), value.clone())];
+                for (key, value) in first.iter().chain(&own).chain(then) {
                     for (it, live) in &mut self.sysctls {
                         let path = |key: &SysctlKey| String::from_utf8(key.path()).unwrap();
                         if let Some(value) = carried(&path(key), value, &path(it)) {

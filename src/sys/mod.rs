@@ -18,7 +18,7 @@ pub mod systemd;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ use stop::Stop;
 
 use crate::change::{Change, RestartPod};
 use crate::desired::Pattern;
-use crate::memory::{AddedAddress, Knowledge, Memory, Note, Recall, SetSysctl, Uplink};
+use crate::memory::{AddedAddress, Knowledge, Ledger, Memory, Note, Recall, SetSysctl, Uplink};
 use crate::nat;
 use crate::net::{ALIAS, Bridge, Dev, IfName, PROMOTE, SysctlKey, one_line};
 use crate::netns::{NetnsName, Sandboxes, Veth};
@@ -75,6 +75,8 @@ pub struct Node {
     links: Option<usize>,
     /// The sysctls that have got back what was there before.
     disowned: Vec<Vec<u8>>,
+    /// What this run has had the ledger forget.
+    forgotten: Ledger,
 }
 
 /// What became of a change that did not fail.
@@ -121,8 +123,20 @@ impl Node {
         let (netlink, netfilter) = (Netlink::open()?, None);
         let stop = Stop::default();
         let (memory, begun, links) = (None, None, None);
-        let disowned = Vec::new();
-        Ok(Node { netlink, netfilter, state_dir, durable_dir, patient, stop, memory, begun, links, disowned })
+        let (disowned, forgotten) = (Vec::new(), Ledger::default());
+        Ok(Node {
+            netlink,
+            netfilter,
+            state_dir,
+            durable_dir,
+            patient,
+            stop,
+            memory,
+            begun,
+            links,
+            disowned,
+            forgotten,
+        })
     }
 
     /// Looks at each of these, and puts what was seen, or why it could not be seen, into `observed`.
@@ -179,7 +193,8 @@ impl Node {
                 Want::Persisted => observed.persisted = Some(failed(OURS, sysctl::persisted())),
                 Want::SysctlFiles => observed.sysctl_files = Some(failed("sysctl.d", sysctl_files())),
                 Want::Ledger => {
-                    observed.ledger = Some(failed("what node-fixer has made", state::ledger(&self.durable_dir)))
+                    observed.ledger =
+                        Some(failed("what node-fixer has made", state::ledger(&self.durable_dir, self.patient)))
                 }
                 Want::Uplinks(names) => observed.uplinks = Some(failed("the uplinks", self.uplinks(&names))),
                 Want::SettledUplinks(names, settle) => {
@@ -234,9 +249,10 @@ impl Node {
             Change::DeleteBridge(bridge) => netlink.change(RTM_DELLINK, 0, &message::bridge(bridge)),
             Change::SetMasquerade { rules, .. } => return self.nft(&nat::replacement(rules)),
             Change::DeleteMasquerade => return self.nft(&nat::removal()),
-            Change::SetSysctl { key, value, then, .. } => {
-                for (key, value) in [(key, value)].into_iter().chain(then.iter().map(|(key, value)| (key, value))) {
-                    sysctl::write(key, value).or_else(judge)?;
+            Change::SetSysctl { key, value, first, then, .. } => {
+                let own = [(key.clone(), value.clone())];
+                for (key, value) in first.iter().chain(&own).chain(then) {
+                    sysctl::write(key, value).map_err(judge)?;
                 }
                 self.disown(key, value);
                 return Ok(Applied { made: true, told: None });
@@ -277,10 +293,54 @@ impl Node {
     /// Where the ledger cannot be written, it says a moment too much.
     fn disown(&mut self, key: &SysctlKey, value: &str) {
         let is_over = |it: &SetSysctl| it.before == value && it.value != value && it.key.as_bytes() == key.path();
-        if state::ledger(&self.durable_dir).is_ok_and(|ledger| ledger.sysctls.iter().any(is_over)) {
-            let _ = state::update_ledger(&self.durable_dir, |ledger| ledger.sysctls.retain(|it| !is_over(it)));
+        if state::ledger(&self.durable_dir, true).is_ok_and(|ledger| ledger.sysctls.iter().any(is_over)) {
+            let _ = self.update_ledger(|ledger| ledger.sysctls.retain(|it| !is_over(it)));
             self.disowned.push(key.path());
         }
+    }
+
+    /// Makes the change that takes another back. Where that was a removal, the ledger first tells again of what it was
+    /// to forget with it.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel said, or that the state directory cannot be written.
+    pub fn take_back(&mut self, back: &Change) -> Result<Applied, ApplyError> {
+        let mut again = Ledger::default();
+        match back {
+            Change::SetSysctl { key, value, .. } => {
+                let is_ours_again = |it: &SetSysctl| it.key.as_bytes() == key.path() && it.before != *value;
+                if self.forgotten.sysctls.iter().any(is_ours_again) {
+                    again.sysctls = mem::take(&mut self.forgotten.sysctls);
+                }
+            }
+            Change::AddAddress(dev, inet) => {
+                let is_it = |it: &AddedAddress| it.dev.as_bytes() == dev.as_bytes() && it.address == *inet;
+                if self.forgotten.addresses.iter().any(is_it) {
+                    again.addresses = mem::take(&mut self.forgotten.addresses);
+                }
+            }
+            _ => {}
+        }
+        if again != Ledger::default() {
+            let added = self.recall().map(|recall| recall.awake);
+            self.disowned.retain(|key| !again.sysctls.iter().any(|it| it.key.as_bytes() == key));
+            let told = added.and_then(|added| {
+                again.addresses.iter_mut().for_each(|it| it.added = added);
+                self.update_ledger(|ledger| ledger.add(again.without(ledger)))
+            });
+            told.map_err(|error| ApplyError::Refused(format!("the state directory cannot be written: {error}")))?;
+        }
+        self.apply(back)
+    }
+
+    /// Has the ledger changed, and keeps what it forgets.
+    fn update_ledger(&mut self, update: impl FnOnce(&mut Ledger)) -> io::Result<()> {
+        state::update_ledger(&self.durable_dir, |ledger| {
+            let before = ledger.clone();
+            update(ledger);
+            self.forgotten.add(before.without(ledger));
+        })
     }
 
     /// Has nft carry out these commands, in one transaction.
@@ -541,13 +601,13 @@ impl Node {
     /// # Errors
     ///
     /// The state directory cannot be written.
-    pub fn remember(&mut self, note: Note) -> io::Result<()> {
+    pub fn remember(&mut self, mut note: Note) -> io::Result<()> {
+        if let Note::Sysctls(sysctls) = &mut note {
+            // What a failure took back is planned once more, to be told of; it is not set again by this run.
+            sysctls.retain(|it| !self.disowned.iter().any(|over| over == it.key.as_bytes()));
+        }
         if let Note::Addresses(_) | Note::Sysctls(_) = note {
-            return state::update_ledger(&self.durable_dir, |ledger| {
-                ledger.take(note);
-                // What a failure took back is planned once more, to be told of; it is not set again by this run.
-                ledger.sysctls.retain(|it| !self.disowned.iter().any(|over| over == it.key.as_bytes()));
-            });
+            return self.update_ledger(|ledger| ledger.take(note));
         }
         let mut memory = self.recall()?.memory;
         memory.take(note);
@@ -691,16 +751,18 @@ fn describe(set: &RouteSet) -> String {
     }
 }
 
-fn judge(error: io::Error) -> Result<(), ApplyError> {
+fn judge(error: io::Error) -> ApplyError {
     match error.kind() {
-        io::ErrorKind::NotFound => Ok(()),
+        io::ErrorKind::NotFound => ApplyError::Refused(format!(
+            "{error}; the key is there, so it is the value that names something the kernel here does not have"
+        )),
         // Not for the want of the capability: the key is there to be read (EACCES).
         io::ErrorKind::PermissionDenied
             if error.raw_os_error() == Some(Errno::EACCES as i32) && has_net_admin().unwrap_or(false) =>
         {
-            Err(ApplyError::Refused(format!("{error}; the kernel lets nobody write it")))
+            ApplyError::Refused(format!("{error}; the kernel lets nobody write it"))
         }
-        io::ErrorKind::PermissionDenied => Err(ApplyError::NotPermitted(error.to_string())),
-        _ => Err(ApplyError::Refused(error.to_string())),
+        io::ErrorKind::PermissionDenied => ApplyError::NotPermitted(error.to_string()),
+        _ => ApplyError::Refused(error.to_string()),
     }
 }

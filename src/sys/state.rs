@@ -43,12 +43,13 @@ pub fn recall(directory: &Path) -> Memory {
     memory.unwrap_or_else(|why| fresh_start(&file, &why))
 }
 
-/// What the ledger says. The addresses that an earlier boot has added went with it.
+/// What the ledger says. The addresses that an earlier boot has added went with it. One that cannot be read is set
+/// aside, by who may change something.
 ///
 /// # Errors
 ///
 /// It is that of another network namespace, and not to be overwritten.
-pub fn ledger(directory: &Path) -> io::Result<Ledger> {
+pub fn ledger(directory: &Path, may_change: bool) -> io::Result<Ledger> {
     let file = directory.join(LEDGER);
     match read(&file) {
         Ok(None) => Ok(Ledger::default()),
@@ -58,17 +59,18 @@ pub fn ledger(directory: &Path) -> io::Result<Ledger> {
             "{} is of another network namespace; name another --state-dir for this one",
             file.display()
         ))),
-        Err(why) => Ok(fresh_start(&file, &why)),
+        Err(why) => {
+            let aside = directory.join("ledger.json.unreadable");
+            let is_aside = may_change && fs::rename(&file, &aside).is_ok();
+            let told = if is_aside { format!("{why}; it is {} now", aside.display()) } else { why };
+            Ok(fresh_start(&file, &told))
+        }
     }
 }
 
-/// Has the ledger changed. Its directory is made if it is missing; what cannot be read is set aside.
+/// Has the ledger changed. Its directory is made if it is missing.
 pub fn update_ledger(directory: &Path, update: impl FnOnce(&mut Ledger)) -> io::Result<()> {
-    let file = directory.join(LEDGER);
-    let mut ledger = ledger(directory)?;
-    if read::<Ledger>(&file).is_err() {
-        fs::rename(&file, directory.join("ledger.json.unreadable"))?;
-    }
+    let mut ledger = ledger(directory, true)?;
     update(&mut ledger);
     fs::create_dir_all(directory)?;
     write(directory, LEDGER, &ledger)

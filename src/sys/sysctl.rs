@@ -17,15 +17,20 @@ use sysctl::{Sysctl, SysctlError};
 use crate::net::SysctlKey;
 use crate::sysctl_d::{OURS, OURS_IN};
 
-/// Writes the value.
+/// Writes the value. Where the key is gone, with its interface for example, there is nothing to write.
 ///
 /// # Errors
 ///
-/// What the kernel said; `NotFound` where the key is gone, with its interface for example.
+/// What the kernel said.
 pub fn write(key: &SysctlKey, value: &str) -> io::Result<()> {
     // To write nothing is no write: an empty line is what empties a list.
     let value = if value.is_empty() { "\n" } else { value };
-    if key.names_link() { write_path(key, value) } else { write_plain(&key.to_string(), value) }
+    let written = if key.names_link() { write_path(key, value) } else { write_plain(&key.to_string(), value) };
+    match written {
+        // The same is said of a value that names what is not there, a congestion control for one.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !path(key).exists() => Ok(()),
+        written => written,
+    }
 }
 
 /// Reads the value, without the white space around it; `None` where there is no such key.
@@ -37,6 +42,9 @@ pub fn read(key: &SysctlKey) -> io::Result<Option<String>> {
     match fs::read(path(key)) {
         Ok(value) => Ok(Some(String::from_utf8_lossy(&value).trim().to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            Err(io::Error::other("it is a directory; name a key in it"))
+        }
         Err(error) => Err(error),
     }
 }

@@ -185,8 +185,7 @@ pub struct Worker {
 
 impl Worker {
     pub fn new() -> Worker {
-        let directory = tempfile::tempdir().unwrap();
-        let worker = Worker { net: Netns::new(), router: Netns::new(), pods: Vec::new(), directory };
+        let worker = Worker::bare();
         for family in ["ipv4/conf/all/forwarding", "ipv6/conf/all/forwarding"] {
             worker.net.set_sysctl(&format!("net/{family}"), "1");
             worker.router.set_sysctl(&format!("net/{family}"), "1");
@@ -204,6 +203,12 @@ impl Worker {
         worker.net.ip("-6 route add default via fd00:0::1 dev eth0");
         worker.net.settle();
         worker.with_policy_table("10.0.1.1", "eth1", 2).with_rule("32765", "10.0.1.10", 2)
+    }
+
+    /// A node on which nobody has set anything up, nor ever written a sysctl.
+    pub fn bare() -> Worker {
+        let directory = tempfile::tempdir().unwrap();
+        Worker { net: Netns::new(), router: Netns::new(), pods: Vec::new(), directory }
     }
 
     /// An uplink ethN with 10.0.N.10, to the router's 10.0.N.1; strict, as some distributions have it.

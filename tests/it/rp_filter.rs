@@ -25,6 +25,33 @@ fn strict_uplinks_become_loose_and_nothing_else_changes() {
     assert_eq!(node.net.run("sysctl", &["-n", "net.ipv4.conf.eth1.rp_filter"]), "2\n");
 }
 
+/// A write to `default` is one to each interface that nobody has ever given a value. Those that nobody named keep
+/// theirs, by the run as by the script.
+#[test]
+fn interfaces_that_nobody_named_do_not_follow_default() {
+    for by_script in [false, true] {
+        let node = Worker::bare();
+        for link in ["wg0", "docker0", "eth0"] {
+            node.net.ip(&format!("link add {link} type bridge"));
+        }
+        node.config("kube_proxy: {mode: off}\nbridges: [{name: br0}]");
+        let values = || {
+            let names = ["default", "eth0", "wg0", "docker0", "br0", "lo"];
+            names.map(|name| node.net.sysctl(&format!("net/ipv4/conf/{name}/rp_filter")))
+        };
+        if by_script {
+            let script = node.fix(&["--dry-run"]).expect(0).out;
+            node.net.run("sh", &["-ec", &script]);
+        } else {
+            let ran = node.fix(&["--output", "json"]).expect(0);
+            let commands = ran.commands().join("\n");
+            assert!(commands.contains("net.ipv4.conf.wg0.rp_filter=0 && "), "it says what it writes: {ran:?}");
+        }
+        assert_eq!(values(), ["2", "2", "0", "0", "0", "0"], "by the script: {by_script}");
+        assert_eq!(node.fix(&[]).expect(0).out, "");
+    }
+}
+
 #[test]
 fn names_with_dots_capitals_and_worse_are_reached() {
     let node = Worker::new().with_loose_rp_filter();

@@ -309,3 +309,123 @@ fn what_an_earlier_boot_set_is_not_ours() {
     node.fix(&[]).expect(0);
     assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "1");
 }
+
+/// `default` is for interfaces to come: those that are there keep what they have, or get what is declared for them.
+#[test]
+fn default_is_declared_without_a_loss_to_others() {
+    let rest = "kube_proxy: {mode: off}\nrp_filter: {mode: off}\n";
+    let declared = "sysctls: [{key: net.ipv4.conf.default.proxy_arp, value: 1}, \
+                    {key: net.ipv4.conf.vh_1.proxy_arp, value: 0}, {key: 'net.ipv4.conf.v*_2.proxy_arp', value: 2}]";
+    for by_script in [false, true] {
+        let node = Worker::bare();
+        for link in ["vh_1", "vh_2", "other"] {
+            node.net.ip(&format!("link add {link} type bridge"));
+        }
+        let values = || {
+            let names = ["default", "vh_1", "vh_2", "other"];
+            names.map(|name| node.net.sysctl(&format!("net/ipv4/conf/{name}/proxy_arp")))
+        };
+        node.config(&format!("{rest}{declared}"));
+        if by_script {
+            let script = node.fix(&["--dry-run"]).expect(0).out;
+            node.net.run("sh", &["-ec", &script]);
+        } else {
+            let ran = node.fix(&["--output", "json"]).expect(0);
+            assert_eq!(ran.commands().len(), 2, "{ran:?}");
+        }
+        assert_eq!(values(), ["1", "0", "2", "0"], "by the script: {by_script}");
+        assert_eq!(node.fix(&[]).expect(0).out, "");
+        if by_script {
+            continue; // what was there before is for a run to remember
+        }
+        node.config(rest);
+        node.fix(&[]).expect(0);
+        assert_eq!(values(), ["0", "0", "0", "0"], "undeclared");
+        node.config(&format!("{rest}{}", declared.replace(']', ", {key: net.ipv4.ip_default_ttl, value: 999}]")));
+        node.fix(&[]).expect(1);
+        assert_eq!(values(), ["0", "0", "0", "0"], "taken back");
+    }
+}
+
+/// What goes and is taken back is ours as it was.
+#[test]
+fn a_removal_that_is_taken_back_is_not_forgotten() {
+    let node = node();
+    let wish = |entry: &str| {
+        node.config(&format!("kube_proxy: {{mode: off}}\nrp_filter: {{mode: off}}\nsysctls: [{entry}]"));
+    };
+    node.net.set_sysctl("net/ipv4/ip_forward", "0");
+    wish("{key: net.ipv4.ip_forward, value: 1}");
+    node.fix(&[]).expect(0);
+    // The kernel takes it, and shows it otherwise.
+    wish("{key: net.ipv4.ip_local_port_range, value: '1024 65535 7'}");
+    let ran = node.fix(&[]).expect(1);
+    assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "1", "{ran:?}");
+    wish("");
+    node.fix(&[]).expect(0);
+    assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "0");
+    node.net.set_sysctl("net/ipv4/ip_forward", "1");
+    node.fix(&[]).expect(0);
+    assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "1", "and not ours for ever");
+}
+
+#[test]
+fn what_the_kernel_does_not_know_is_told_in_its_words() {
+    let node = node();
+    let wish = |entry: &str| {
+        node.config(&format!("kube_proxy: {{mode: off}}\nrp_filter: {{mode: off}}\nsysctls: [{entry}]"));
+    };
+    wish("{key: net.ipv4.tcp_congestion_control, value: nonesuch}");
+    let ran = node.fix(&[]).expect(1);
+    assert!(ran.err.contains("No such file or directory") && !ran.err.contains("second look"), "{ran:?}");
+    wish("{key: net.ipv4, value: 1}");
+    let ran = node.fix(&[]).expect(1);
+    assert!(ran.err.contains("net.ipv4: it is a directory; name a key in it"), "{ran:?}");
+    wish("{key: net.ipv4.no_such_key, value: 1}");
+    let ran = node.fix(&[]).expect(1);
+    assert!(ran.err.contains("the kernel here has no sysctl net.ipv4.no_such_key"), "{ran:?}");
+}
+
+/// What cannot be read, or names what no configuration may name, is set aside once.
+#[test]
+fn a_ledger_that_is_none_is_set_aside() {
+    let rest = "kube_proxy: {mode: off}\nrp_filter: {mode: off}\n";
+    for (case, key) in [("all", "net/ipv4/conf/all/rp_filter"), ("elsewhere", "net/../kernel/panic"), ("none", "")] {
+        let node = node();
+        node.net.set_sysctl("net/ipv4/conf/all/rp_filter", "1");
+        node.config(&format!("{rest}sysctls: [{{key: net.ipv4.conf.vh_1.proxy_arp, value: 1}}]"));
+        node.fix(&[]).expect(0);
+        let file = node.directory.path().join("state/ledger.json");
+        let text = fs::read_to_string(&file).unwrap();
+        let text = text.replace("net/ipv4/conf/vh_1/proxy_arp", key);
+        fs::write(&file, if key.is_empty() { "{" } else { &text }).unwrap();
+        node.config(rest);
+        assert!(node.fix(&["--dry-run"]).expect(0).err.contains("ledger.json"), "{case}");
+        assert!(file.exists(), "{case}: a dry run changes nothing");
+        let ran = node.fix(&[]).expect(0);
+        assert!(ran.err.contains("ledger.json.unreadable"), "{case}: {ran:?}");
+        assert_eq!(node.net.sysctl("net/ipv4/conf/all/rp_filter"), "1", "{case}");
+        assert_eq!(node.fix(&[]).expect(0).err, "", "{case}: once");
+    }
+}
+
+/// By the run as by the script a link to elsewhere is not written through.
+#[test]
+fn a_link_in_the_place_of_the_file_is_replaced() {
+    let node = node();
+    node.config("kube_proxy: {mode: off}\nrp_filter: {mode: off}\nsysctls: [{key: net.ipv4.ip_forward, value: 1, persist: true}]");
+    for by_script in [false, true] {
+        let root = root();
+        let file = root.path().join(OURS);
+        std::os::unix::fs::symlink("elsewhere", &file).unwrap();
+        if by_script {
+            let script = fix(&node, root.path(), &["--dry-run"]).expect(0).out;
+            finish(node.net.output(rooted(root.path()).args(["sh", "-ec", &script]))).expect(0);
+        } else {
+            fix(&node, root.path(), &[]).expect(0);
+        }
+        assert!(fs::symlink_metadata(&file).unwrap().is_file(), "by the script: {by_script}");
+        let names: Vec<_> = fs::read_dir(root.path().join("etc/sysctl.d")).unwrap().collect();
+        assert_eq!(names.len(), 1, "by the script: {by_script}: {names:?}");
+    }
+}
