@@ -102,7 +102,7 @@ pub fn persist(text: Option<&str>) -> Result<(), String> {
     };
     done.map_err(|error| {
         let cure = "; it takes root, and in node-fixer's unit a door to the directory: systemctl edit node-fixer, \
-                    [Service], ReadWritePaths=/etc/sysctl.d";
+                    [Service], ReadWritePaths=-/etc/sysctl.d";
         let may_not = matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem);
         let verb = if text.is_some() { "write" } else { "remove" };
         format!("cannot {verb} {OURS}: {error}{}", if may_not { cure } else { "" })

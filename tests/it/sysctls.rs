@@ -156,7 +156,7 @@ fn a_directory_that_is_closed_says_how_to_open_it_and_the_value_is_set_all_the_s
     let mut closed = rooted(root.path());
     closed.args(["sh", "-c", script, "sh"]).arg(command.get_program()).args(command.get_args());
     let ran = finish(node.net.output(&mut closed)).expect(1);
-    assert!(ran.err.contains("ReadWritePaths=/etc/sysctl.d"), "{ran:?}");
+    assert!(ran.err.contains("ReadWritePaths=-/etc/sysctl.d"), "{ran:?}");
     assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "1");
 }
 
