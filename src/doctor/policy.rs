@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use super::Finding;
 use super::facts::{FROM_POD, Facts, MARKED, TO_POD, family_of_host, host, shortened};
 use crate::change::Change;
-use crate::net::{Family, Rule, Selector, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, UPLINK_RULE_PRIORITY};
-use crate::observed::{Gap, SeenRoute, Target};
+use crate::net::{Family, Rule, Selector, SysctlKey, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, UPLINK_RULE_PRIORITY};
+use crate::observed::{Address, Gap, SeenRoute, Target};
 use crate::reconcile::default_routes;
 use crate::sorted;
 
@@ -240,7 +240,8 @@ pub fn pod_address_local(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         pods.routes.get(address).is_some_and(|index| links.contains_key(index))
     };
     let mut found = Vec::new();
-    for address in facts.observed.addresses()?.iter().filter(|address| is_pod(&address.local)) {
+    let addresses = facts.observed.addresses()?;
+    for address in addresses.iter().filter(|address| is_pod(&address.local)) {
         let name = facts.name_of(address.index)?;
         let evidence = format!(
             "{} is a pod's address by its route, and an address of {name} as well: this node takes the \
@@ -248,8 +249,16 @@ pub fn pod_address_local(facts: &Facts) -> Result<Vec<Finding>, Gap> {
              nm-cloud-setup and ec2-net-utils do",
             address.local
         );
-        let length = address.subnet.network_length();
-        let cure = format!("ip addr del {}/{length} dev {name}", address.local);
+        // The first address of a subnet takes the others along when it goes, and the last one the interface's routes.
+        let behind = |it: &&Address| it.secondary && (it.index, it.subnet) == (address.index, address.subnet);
+        let mut cure = String::new();
+        if !address.secondary
+            && addresses.iter().any(|it| behind(&it))
+            && let Some(Some(name)) = facts.observed.names([address.index])?.first()
+        {
+            cure = SysctlKey::conf_of(name, "promote_secondaries").command("1") + " && ";
+        }
+        cure += &format!("ip addr del {}/{} dev {name}", address.local, address.length);
         found.push(Finding::new(evidence, None, cure));
     }
     Ok(found)

@@ -451,6 +451,24 @@ fn a_pods_address_is_configured_here() {
 }
 
 #[test]
+fn the_cure_of_a_pods_address_keeps_the_uplinks_other_addresses() {
+    let patient = Patient::of_vpc_cni();
+    let net = &patient.node.net;
+    // The pod's address comes first, and the uplink's own is secondary to it.
+    net.ip("addr flush dev eth1");
+    net.set_sysctl("net/ipv4/conf/all/promote_secondaries", "0");
+    net.set_sysctl("net/ipv4/conf/eth1/promote_secondaries", "0");
+    for address in ["10.0.1.101/24", "10.0.1.10/24"] {
+        net.ip(&format!("addr add {address} dev eth1"));
+    }
+    net.ip("route add 10.0.1.1 dev eth1 scope link table 2");
+    net.ip("route add default via 10.0.1.1 dev eth1 table 2");
+    let (_, cure) = patient.only("pod_address_local", "");
+    patient.is_cured_by(&cure);
+    assert_eq!(net.ip_json("-4 addr show dev eth1")[0]["addr_info"][0]["local"], "10.0.1.10");
+}
+
+#[test]
 fn a_pod_has_a_route_and_no_rule() {
     let patient = Patient::of_vpc_cni();
     patient.node.net.ip("rule del priority 512 to 10.0.1.100 lookup main");
