@@ -2,7 +2,6 @@
 
 use super::Finding;
 use super::facts::{Facts, shortened};
-use crate::net::Route;
 use crate::observed::{Gap, SeenRoute};
 
 pub fn without_address(facts: &Facts) -> Result<Vec<Finding>, Gap> {
@@ -40,24 +39,9 @@ pub fn without_address(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     if !lost.is_empty() {
         evidence += &format!("; rules 512 lead to {}, which has no route", shortened(&lost));
     }
-    let cure = match (dead.as_slice(), lost.as_slice()) {
-        ([(_, link)], [pod]) => {
-            let route = Route {
-                table: crate::net::TABLE_MAIN,
-                to: cidr::IpCidr::new_host(**pod),
-                via: None,
-                dev: Some(link.dev.clone()),
-                scope: crate::net::Scope::Link,
-                metric: None,
-                onlink: false,
-                protocol: 3,
-            };
-            route.command("add")
-        }
-        _ => "# recreate the pods behind these interfaces (kubectl delete pod); the CNI makes the routes of new pods"
-            .into(),
-    };
-    Ok(vec![Finding::new(evidence, None, cure)])
+    // A lost pod need not be the one behind such an interface: its rule may be a leaked one, and the interface new.
+    let cure = "# recreate the pods behind these interfaces (kubectl delete pod); the CNI makes the routes of new pods";
+    Ok(vec![Finding::new(evidence, None, cure.into())])
 }
 
 pub fn growing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
