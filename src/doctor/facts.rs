@@ -69,6 +69,8 @@ pub struct Files {
     pub units: Vec<ConfFile>,
     /// /etc/machine-id, of which udev makes hardware addresses.
     pub machine_id: Option<[u8; 16]>,
+    /// Files of NetworkManager and cloud-init under names that cures take.
+    pub of_cures: Vec<ConfFile>,
     /// There is a cloud-init.
     pub cloud_init: bool,
 }

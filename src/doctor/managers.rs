@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher as _;
+use std::path::Path;
 
 use super::Finding;
+use super::cure::{beside, write_command};
 use super::facts::{FROM_POD, Facts, MARKED, PROTO_STATIC, TO_POD, Uplink, host, shortened};
 use super::ini::{Entry, Place, boolean, entries};
-use super::sysctls::write_command;
+
 use crate::net::{IfName, KERNEL_PRIORITIES, Rule, table_name};
 use crate::observed::{Gap, SeenRoute};
 use crate::sorted;
@@ -32,6 +34,11 @@ fn is_on(facts: &Facts, key: &str) -> Option<Option<Place>> {
     on.then_some(by)
 }
 
+/// A file of a cure, beside those that are there.
+fn proposed<'a>(existing: impl Iterator<Item = &'a ConfFile> + Clone, path: &str, text: &str) -> ConfFile {
+    beside(existing, Path::new(path), |path| ConfFile { path, text: text.into() })
+}
+
 fn foreign(facts: &Facts, key: &str, what: &str) -> Option<Finding> {
     let place = is_on(facts, key).filter(|_| facts.files.networkd)?;
     let by = place.as_ref().map_or("by default, for no file says no".into(), |place| format!("by {place}"));
@@ -39,7 +46,7 @@ fn foreign(facts: &Facts, key: &str, what: &str) -> Option<Finding> {
         format!("{key} is on {by}: when systemd-networkd restarts or takes up an interface it removes {what}");
     let text = "# What the CNI and node-fixer have made stays when systemd-networkd restarts.\n[Network]\n\
         ManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n";
-    let file = ConfFile { path: NETWORKD_FILE.into(), text: text.into() };
+    let file = proposed(facts.files.networkd_conf.iter(), NETWORKD_FILE, text);
     let mut cure = format!("{} && systemctl restart systemd-networkd", write_command(&file));
     if let Some(place) = place.as_ref().filter(|place| place.file.file_name() > file.path.file_name()) {
         cure += &format!("  # and delete {place}, which comes after it");
@@ -92,13 +99,19 @@ fn names(uplinks: &[Uplink]) -> String {
     shortened(uplinks.iter().map(|uplink| uplink.name))
 }
 
-/// As an element of a list in a file of systemd or NetworkManager, where white space and `;` separate.
-fn is_plain(name: &IfName) -> bool {
-    name.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-@".contains(byte))
+/// All of these that can be elements of a list in a file of systemd or NetworkManager, where white space and `;`
+/// separate. Those that nobody manages as well: one cure must not undo another.
+fn listed(uplinks: &[Uplink], prefix: &str, separator: &str) -> String {
+    let plain =
+        |name: &&IfName| name.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-@".contains(byte));
+    let names = uplinks.iter().map(|uplink| uplink.name).filter(plain);
+    let names = names.map(|name| format!("{prefix}{}", String::from_utf8_lossy(name.as_bytes())));
+    names.collect::<Vec<_>>().join(separator)
 }
 
 pub fn networkd_manages_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let mut uplinks = facts.secondary_uplinks()?;
+    let all = listed(&uplinks, "", " ");
     uplinks.retain(|it| facts.files.networkd_links.get(&it.index).is_some_and(|file| is_managed(file).is_some()));
     let Some(file) = uplinks.first().and_then(|uplink| facts.files.networkd_links.get(&uplink.index)) else {
         return Ok(Vec::new());
@@ -115,11 +128,8 @@ pub fn networkd_manages_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap> {
          of the CNI, and when it takes the interface up anew the CNI's are gone",
         names(&uplinks)
     );
-    let matched: Vec<_> =
-        uplinks.iter().filter(|it| is_plain(it.name)).map(|it| String::from_utf8_lossy(it.name.as_bytes())).collect();
-    let text =
-        format!("# These uplinks are the CNI's.\n[Match]\nName={}\n\n[Link]\nUnmanaged=yes\n", matched.join(" "));
-    let file = ConfFile { path: UNMANAGED_FILE.into(), text: text.into() };
+    let text = format!("# These uplinks are the CNI's.\n[Match]\nName={all}\n\n[Link]\nUnmanaged=yes\n");
+    let file = proposed(facts.files.networks.iter(), UNMANAGED_FILE, &text);
     let cure = format!("{} && networkctl reload", write_command(&file));
     Ok(vec![Finding::new(evidence, source.or(state), cure).with(vec![file])])
 }
@@ -132,6 +142,7 @@ pub fn networkmanager_manages_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap>
         entries(file).into_iter().find(on).map(|entry| entry.place)
     };
     let mut uplinks = facts.secondary_uplinks()?;
+    let all = listed(&uplinks, "interface-name:", ";");
     uplinks.retain(|uplink| managed(&uplink.index).is_some());
     let Some(place) = uplinks.first().and_then(|uplink| managed(&uplink.index)) else { return Ok(Vec::new()) };
     let evidence = format!(
@@ -139,11 +150,8 @@ pub fn networkmanager_manages_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap>
          those of the CNI, and when it takes the interface up anew the CNI's are gone",
         names(&uplinks)
     );
-    let plain = || uplinks.iter().filter(|uplink| is_plain(uplink.name));
-    let list: Vec<_> =
-        plain().map(|uplink| format!("interface-name:{}", String::from_utf8_lossy(uplink.name.as_bytes()))).collect();
-    let text = format!("# These uplinks are the CNI's.\n[keyfile]\nunmanaged-devices+={}\n", list.join(";"));
-    let file = ConfFile { path: NETWORKMANAGER_FILE.into(), text: text.into() };
+    let text = format!("# These uplinks are the CNI's.\n[keyfile]\nunmanaged-devices+={all}\n");
+    let file = proposed(facts.files.of_cures.iter(), NETWORKMANAGER_FILE, &text);
     let cure = format!("{} && nmcli general reload conf", write_command(&file));
     Ok(vec![Finding::new(evidence, Some(place), cure).with(vec![file])])
 }
@@ -259,7 +267,7 @@ pub fn cloud_init_policy_tables(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     );
     let text =
         "# The secondary uplinks are the CNI's.\ndatasource:\n  Ec2:\n    apply_full_imds_network_config: false\n";
-    let file = ConfFile { path: CLOUD_INIT_FILE.into(), text: text.into() };
+    let file = proposed(facts.files.of_cures.iter(), CLOUD_INIT_FILE, text);
     let cure = format!("{}  # counts from the next boot; until then:\n{}", write_command(&file), deleted(&rules));
     Ok(vec![Finding::new(evidence, place, cure).with(vec![file])])
 }
@@ -295,7 +303,7 @@ pub fn mac_address_policy(facts: &Facts) -> Result<Vec<Finding>, Gap> {
              MACAddressPolicy=none\n",
             stems.into_iter().collect::<Vec<_>>().join(" ")
         );
-        let file = ConfFile { path: LINK_FILE.into(), text: text.into() };
+        let file = proposed(facts.files.links.iter().flatten(), LINK_FILE, &text);
         let cure = format!(
             "{} && udevadm control --reload  # counts for pods that are made from now on",
             write_command(&file)

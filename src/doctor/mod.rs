@@ -4,6 +4,7 @@
 //! check asks for what has not been looked at yet by failing with a [`Gap`], as reconcilers do. [`look`] reads and
 //! looks, [`report`] shows.
 
+mod cure;
 pub mod facts;
 mod ini;
 mod look;

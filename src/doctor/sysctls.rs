@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Finding;
+use super::cure::{after, beside, write_command};
 use super::facts::{Facts, shortened};
 use super::ini::Place;
 use crate::desired::{Mode, RpFilter};
@@ -54,10 +55,10 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         return Ok(Vec::new());
     }
     let links = facts.names()?;
-    let names = || [DEFAULT].into_iter().chain(links.values().map(|name| name.as_bytes()));
-    let wanted = || names().filter(|name| wish.interfaces.is_match(name));
+    let names: Vec<&[u8]> = [DEFAULT].into_iter().chain(links.values().map(|name| name.as_bytes())).collect();
+    let wanted: Vec<&[u8]> = names.iter().copied().filter(|name| wish.interfaces.is_match(name)).collect();
     let mut by_file: BTreeMap<&Path, BTreeMap<usize, Said>> = BTreeMap::new();
-    for name in wanted() {
+    for name in &wanted {
         if let Some(setting) = offender(&facts.files.sysctl, wish, name) {
             let lines = by_file.entry(&setting.file).or_default();
             lines.entry(setting.line).or_insert((setting, Vec::new())).1.push(shell_word(name));
@@ -66,9 +67,15 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     if by_file.is_empty() {
         return Ok(Vec::new());
     }
-    let others: Vec<&[u8]> = names().filter(|name| !wish.interfaces.is_match(name)).collect();
-    let proposal = proposal(&facts.files.sysctl, wish, &wanted().collect::<Vec<_>>(), &others);
-    let after = facts.files.sysctl.with(proposal.clone());
+    let settings = &facts.files.sysctl;
+    let patterns: Vec<_> = wanted.iter().map(|name| pattern(wish, name, &names)).collect();
+    let to_come = patterns.iter().flatten().map(|pattern| pattern.to_come.as_slice());
+    let offenders = wanted.iter().copied().chain(to_come.clone()).filter_map(|name| offender(settings, wish, name));
+    let last = offenders.filter_map(|line| line.file.file_name()).map(OsStrExt::as_bytes).max();
+    let proposal = beside(settings.files().iter(), &after(RP_FILTER_FILE, last), |path| {
+        proposal(settings, wish, path, &wanted, &patterns)
+    });
+    let cured = settings.with(proposal.clone());
     let udev = facts.files.udev_rule.as_ref().map_or(String::new(), |place| {
         format!(", and again for each interface that appears, by udev ({place}), whoever has set it meanwhile")
     });
@@ -84,16 +91,18 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
             wish.value.number(),
             wish.value
         );
-        let beaten = wanted().all(|name| offender(&after, wish, name).is_none_or(|line| line.file != file));
+        let is_beaten = |name| offender(&cured, wish, name).is_none_or(|line| line.file != file);
+        let beaten = wanted.iter().copied().chain(to_come.clone()).all(is_beaten);
         let cure = if beaten {
             format!(
-                "{} && sysctl -p {RP_FILTER_FILE}  # or have node-fixer keep such a file: rp_filter.persist",
-                write_command(&proposal)
+                "{} && sysctl -p {}  # or have node-fixer keep such a file: rp_filter.persist",
+                write_command(&proposal),
+                shell_word(proposal.path.as_os_str().as_bytes())
             )
         } else {
             let numbers: Vec<_> = lines.keys().map(usize::to_string).collect();
             format!(
-                "# no file can overrule line {} of {}: delete it",
+                "# delete line {} of {}: a file that comes after it would not overrule it for every interface",
                 numbers.join(", "),
                 shell_word(file.as_os_str().as_bytes())
             )
@@ -105,9 +114,37 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     Ok(found)
 }
 
-/// A file that has the wanted value written to these interfaces, those of the future included where a pattern finds
-/// no other interface of today.
-fn proposal(settings: &Settings, wish: &RpFilter, names: &[&[u8]], others: &[&[u8]]) -> ConfFile {
+/// What a line says of an interface and its like, those of the future included.
+struct Pattern {
+    /// In the place of the name.
+    glob: Vec<u8>,
+    /// A name that an interface may get and that nobody has.
+    to_come: Vec<u8>,
+}
+
+/// The pattern for a name; none where it would find an interface that is not wanted.
+fn pattern(wish: &RpFilter, name: &[u8], names: &[&[u8]]) -> Option<Pattern> {
+    let stem = name.get(..name.iter().take_while(|byte| byte.is_ascii_lowercase()).count())?;
+    let is_strange = |it: &&[u8]| it.starts_with(stem) && !wish.interfaces.is_match(it);
+    // `all` is written in no case.
+    if stem.is_empty() || stem == name || b"all".starts_with(stem) || names.iter().any(is_strange) {
+        return None;
+    }
+    let (_, start) = name.split_last()?;
+    let mut free =
+        [start, name].into_iter().flat_map(|start| (b'0'..=b'9').map(move |digit| [start, &[digit]].concat()));
+    let to_come = free.find(|new| wish.interfaces.is_match(new) && !names.contains(&new.as_slice()))?;
+    Some(Pattern { glob: [stem, b"*"].concat(), to_come })
+}
+
+/// A file that has the wanted value written to these interfaces.
+fn proposal(
+    settings: &Settings,
+    wish: &RpFilter,
+    path: PathBuf,
+    names: &[&[u8]],
+    patterns: &[Option<Pattern>],
+) -> ConfFile {
     let line = |name: &[u8]| {
         let dotted = name.contains(&b'.');
         let key = if dotted {
@@ -121,34 +158,28 @@ fn proposal(settings: &Settings, wish: &RpFilter, names: &[&[u8]], others: &[&[u
     let mut lines: Vec<Vec<u8>> = Vec::new();
     let file = |lines: &[Vec<u8>]| {
         let header = b"# Keeps rp_filter as node-fixer wants it, also for interfaces that appear.\n".to_vec();
-        ConfFile { path: RP_FILTER_FILE.into(), text: [header].iter().chain(lines).flatten().copied().collect() }
+        ConfFile { path: path.clone(), text: [header].iter().chain(lines).flatten().copied().collect() }
     };
-    for name in names {
-        let stem = name.iter().take_while(|byte| byte.is_ascii_lowercase()).count();
-        let glob = name.get(..stem).filter(|stem| !stem.is_empty() && stem != name).map(|stem| [stem, b"*"].concat());
-        let alone =
-            |glob: &Vec<u8>| !others.iter().any(|other| other.starts_with(glob.strip_suffix(b"*").unwrap_or(glob)));
-        let general = glob.filter(alone).map(|glob| line(&glob)).unwrap_or_else(|| line(name));
+    // A name that would be read as a pattern, or as a key and its value, cannot be written.
+    let names = || names.iter().zip(patterns);
+    let is_plain = |name: &[u8]| !name.iter().any(|byte| b"*?[=".contains(byte));
+    for (name, pattern) in names() {
+        let general = match pattern {
+            Some(pattern) => line(&pattern.glob),
+            None if is_plain(name) => line(name),
+            None => continue,
+        };
         if !lines.contains(&general) {
             lines.push(general);
         }
     }
-    for name in names {
+    for (name, _) in names().filter(|(name, _)| is_plain(name)) {
         // A pattern loses against a line that names the interface.
         if offender(&settings.with(file(&lines)), wish, name).is_some() && !lines.contains(&line(name)) {
             lines.push(line(name));
         }
     }
     file(&lines)
-}
-
-/// The command that writes a file.
-pub fn write_command(file: &ConfFile) -> String {
-    let text = String::from_utf8_lossy(&file.text);
-    let lines: Vec<_> = text.lines().map(|line| shell_word(line.as_bytes()).into_owned()).collect();
-    let path = shell_word(file.path.as_os_str().as_bytes()).into_owned();
-    let directory = file.path.parent().map_or("/".into(), |parent| shell_word(parent.as_os_str().as_bytes()));
-    format!("mkdir -p {directory} && printf '%s\\n' {} > {path}", lines.join(" "))
 }
 
 pub fn rp_filter_all(facts: &Facts) -> Result<Vec<Finding>, Gap> {
@@ -206,7 +237,9 @@ pub fn ip_forward_off(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let by = line.map_or("no file of sysctl.d says so".into(), |line| format!("{} says so", line.place()));
     let evidence = format!("net.ipv4.ip_forward is 0, and {by}; but {need}, and nothing of theirs is forwarded");
     let text = "# What goes through this node is forwarded.\nnet.ipv4.ip_forward = 1\n";
-    let proposal = ConfFile { path: IP_FORWARD_FILE.into(), text: text.into() };
+    let last = line.and_then(|line| line.file.file_name()).map(OsStrExt::as_bytes);
+    let files = facts.files.sysctl.files().iter();
+    let proposal = beside(files, &after(IP_FORWARD_FILE, last), |path| ConfFile { path, text: text.into() });
     let mut cure = format!("sysctl -w net.ipv4.ip_forward=1 && {}", write_command(&proposal));
     let still = facts.files.sysctl.with(proposal.clone());
     let beaten = |key: &[u8]| still.winner(key, Occasion::Boot).is_none_or(|line| number(line) != Some(0));

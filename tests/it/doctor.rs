@@ -363,6 +363,110 @@ fn nothing_is_written_over_or_through_a_link() {
 }
 
 #[test]
+fn a_cure_leaves_files_that_are_there_as_they_are() {
+    let patient = Patient::of_vpc_cni();
+    patient.node.uplink(2);
+    let net = &patient.node.net;
+    net.ip("route add default via 10.0.2.1 dev eth2 table 3");
+    net.ip("rule add priority 32765 from 10.0.2.10 lookup 3");
+    net.set_sysctl("net/ipv4/conf/eth2/rp_filter", "2");
+    // The first cure was for eth1 alone.
+    let earlier = [
+        ("etc/systemd/network/01-node-fixer-unmanaged.network", "[Match]\nName=eth1\n\n[Link]\nUnmanaged=yes\n"),
+        ("etc/NetworkManager/conf.d/90-node-fixer.conf", "[keyfile]\nunmanaged-devices+=interface-name:eth1\n"),
+        ("etc/sysctl.d/90-rp-filter.conf", "net.ipv4.conf.eth2.rp_filter = 1\nnet.core.somaxconn = 4096\n"),
+        ("etc/sysctl.d/90-ip-forward.conf", "net.ipv4.ip_forward = 0\n"),
+        ("etc/systemd/networkd.conf.d/90-node-fixer.conf", "[Network]\nManageForeignRoutingPolicyRules=yes\n"),
+    ];
+    for (path, text) in earlier {
+        patient.file(path, text);
+    }
+    net.set_sysctl("net/ipv4/ip_forward", "0");
+    patient.networkd("eth2", "ADMIN_STATE=configured\n");
+    for (link, managed) in [("eth1", "false"), ("eth2", "true")] {
+        let device = format!("run/NetworkManager/devices/{}", patient.index(link));
+        patient.file(&device, &format!("[device]\nmanaged={managed}\n"));
+    }
+    let ran = patient.examined(&["--output", "json"]);
+    assert_eq!(causes(&ran).len(), 5, "{ran:?}");
+    for finding in ran.json()["findings"].as_array().unwrap() {
+        // What writes the file, below the root, and nothing else of the cure.
+        let cure = finding["cure"].as_str().unwrap();
+        let writes = cure.split_inclusive(" && ").filter(|it| ["mkdir ", "printf", "chmod "].contains(&&it[..6]));
+        let root = format!(" {}/etc/", patient.root.path().display());
+        let script = writes.collect::<String>().replace(" /etc/", &root);
+        let script = script.split("  # ").next().unwrap().trim_end_matches(" && ");
+        net.run("sh", &["-ec", &format!("umask 077; {script}")]);
+    }
+    for (path, text) in earlier {
+        let at = patient.root.path().join(path);
+        assert_eq!(std::fs::read_to_string(&at).unwrap(), text, "{path}");
+        let (name, suffix) = path.rsplit_once('.').unwrap();
+        let new = std::fs::metadata(patient.root.path().join(format!("{name}2.{suffix}"))).unwrap();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&new.permissions()) & 0o777, 0o644, "{path}");
+    }
+    let text = |path: &str| std::fs::read_to_string(patient.root.path().join(path)).unwrap();
+    assert!(text("etc/systemd/network/01-node-fixer-unmanaged2.network").contains("Name=eth1 eth2\n"));
+    let both = "unmanaged-devices+=interface-name:eth1;interface-name:eth2\n";
+    assert!(text("etc/NetworkManager/conf.d/90-node-fixer2.conf").contains(both));
+    net.set_sysctl("net/ipv4/ip_forward", "1");
+    let left: Vec<String> = patient.causes().into_iter().map(|(cause, _)| cause).collect();
+    assert_eq!(left, ["networkd_manages_uplink", "networkmanager_manages_uplink"], "the managers themselves tell");
+    // What is there with this very text needs no second file.
+    let ran = patient.examined(&["--output", "json"]);
+    assert!(ran.json()["findings"][0]["cure"].as_str().unwrap().contains("unmanaged2.network"), "{ran:?}");
+}
+
+#[test]
+fn a_file_that_cures_holds_for_interfaces_to_come() {
+    for (file, proposed) in [
+        ("99-zz.conf", "etc/sysctl.d/99-zz.rp-filter.conf"),
+        ("~.conf", "etc/sysctl.d/~.rp-filter.conf"),
+        ("50-redhat.conf", "etc/sysctl.d/90-rp-filter.conf"),
+    ] {
+        let patient = Patient::of_vpc_cni();
+        patient.file(&format!("etc/sysctl.d/{file}"), "net.ipv4.conf.*.rp_filter = 1\n");
+        patient.only("rp_filter_sysctl", &format!("/etc/sysctl.d/{file}:1"));
+        let review = tempfile::tempdir().unwrap();
+        patient.examined(&["--write", review.path().to_str().unwrap()]).expect(1);
+        patient.file(proposed, &std::fs::read_to_string(review.path().join(proposed)).unwrap());
+        assert_eq!(patient.causes(), [], "{file}");
+        patient.node.net.ip("link add eni0000000000a type veth peer name new");
+        patient.node.uplink(2);
+        assert_eq!(patient.causes(), [], "{file}: interfaces that have come since");
+    }
+    // A pattern that stands in an earlier file with the same value stays there, and loses for interfaces to come.
+    let patient = Patient::of_vpc_cni();
+    patient.file("etc/sysctl.d/60-ours.conf", "net.ipv4.conf.eth*.rp_filter = 2\n");
+    patient.file("etc/sysctl.d/99-zz.conf", "net.ipv4.conf.*.rp_filter = 1\n");
+    let (_, cure) = patient.only("rp_filter_sysctl", "/etc/sysctl.d/99-zz.conf:1");
+    assert!(cure.starts_with("# delete line 1 of /etc/sysctl.d/99-zz.conf"), "{cure}");
+}
+
+#[test]
+fn no_cure_writes_conf_all() {
+    let patient = Patient::of_vpc_cni();
+    let net = &patient.node.net;
+    patient.file("etc/sysctl.d/50-x.conf", "net.ipv4.conf.*.rp_filter = 1\n");
+    net.ip("link add al0 type veth peer name al1");
+    net.ip("link add ?ll type veth peer name a*1");
+    for (interfaces, expected) in [
+        ("^(default|al[0-9]+)$", "-net.ipv4.conf.al1.rp_filter = 2\n-net.ipv4.conf.al0.rp_filter = 2\n"),
+        ("^(default|eth1)$", "-net.ipv4.conf.eth1.rp_filter = 2\n"),
+    ] {
+        let config = format!("rp_filter: {{interfaces: '{interfaces}'}}");
+        let review = tempfile::tempdir().unwrap();
+        doctor(net, patient.root.path(), &config, &["--write", review.path().to_str().unwrap()]).expect(1);
+        let text = std::fs::read_to_string(review.path().join("etc/sysctl.d/90-rp-filter.conf")).unwrap();
+        let expected = "-net.ipv4.conf.default.rp_filter = 2\n".to_owned() + expected;
+        assert_eq!(text.split_once('\n').unwrap().1, expected, "{interfaces}");
+    }
+    let ran = doctor(net, patient.root.path(), "rp_filter: {interfaces: ''}", &["--output", "json"]);
+    let cure = ran.json()["findings"][0]["cure"].as_str().unwrap().to_owned();
+    assert!(cure.starts_with("# delete line 1"), "a name that is a pattern cannot be written: {cure}");
+}
+
+#[test]
 fn networkd_removes_what_is_not_its_own() {
     let patient = Patient::of_vpc_cni();
     let drop_in = "etc/systemd/networkd.conf.d/80-release.conf";
