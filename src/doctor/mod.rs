@@ -43,7 +43,7 @@ pub const ALL: &[Check] = &[
     },
     Check {
         cause: "rules_flushed",
-        title: "the rules of all pods are gone, their routes are there",
+        title: "the rules of pods are gone, their routes are there",
         breaks: &["rules", "default_routes"],
         check: policy::rules_flushed,
     },

@@ -591,6 +591,27 @@ fn a_rule_leads_to_a_pod_that_is_gone() {
 }
 
 #[test]
+fn it_is_not_blind_where_no_pod_has_a_route() {
+    let patient = Patient::of_vpc_cni();
+    let net = &patient.node.net;
+    for (pod, link) in [(100, "eni00000000064"), (101, "eni00000000065")] {
+        net.ip(&format!("route del 10.0.1.{pod}/32 dev {link}"));
+    }
+    let found = || patient.causes().into_iter().map(|(cause, _)| cause).collect::<Vec<_>>();
+    assert_eq!(found(), ["martians_without_address", "rule_without_pod"], "an interface of a pod tells of the CNI");
+    for link in ["eni00000000064", "eni00000000065"] {
+        net.ip(&format!("link del {link}"));
+    }
+    assert_eq!(found(), ["rule_without_pod"], "the rule 1024 does");
+    net.ip("rule del priority 1024");
+    assert_eq!(found(), ["mark_rule_missing", "rule_without_pod"], "512, 1536 and 32765 together do");
+    net.ip("rule add priority 1024 fwmark 0x80/0x80 lookup main");
+    let (_, cure) = patient.only("rule_without_pod", "");
+    patient.is_cured_by(&cure);
+    assert!(!net.ip("rule").contains("10.0.1.100"), "all rules of such a pod go: {}", net.ip("rule"));
+}
+
+#[test]
 fn a_pods_interface_without_a_route_drops_at_loose_as_well() {
     let patient = Patient::of_vpc_cni();
     assert!(patient.node.pod(0).pings("10.0.1.100", "192.0.2.1"), "the pod reaches the world");
@@ -673,12 +694,44 @@ fn all_rules_were_flushed() {
 }
 
 #[test]
+fn a_pod_that_came_after_the_flush_hides_it_not() {
+    let patient = Patient::of_vpc_cni();
+    let net = &patient.node.net;
+    for priority in [512, 512, 1536, 1536] {
+        net.ip(&format!("rule del priority {priority}"));
+    }
+    // One of the first uplink's subnet, which needs no rule 1536.
+    net.ip("link add eni0000000000f type veth peer name new");
+    net.ip("link set eni0000000000f up");
+    net.ip("route add 10.0.0.200 dev eni0000000000f scope link");
+    net.ip("rule add priority 512 to 10.0.0.200 lookup main");
+    let is_told = || {
+        let (evidence, cure) = patient.only("rules_flushed", "");
+        assert!(evidence.contains("2 pods (10.0.1.100, 10.0.1.101)"), "{evidence}");
+        assert!(cure.lines().all(|line| line.starts_with('#')), "{cure}");
+    };
+    is_told();
+    // Rules 512 are not all that was lost.
+    net.ip("rule add priority 512 to 10.0.1.100 lookup main");
+    net.ip("rule add priority 512 to 10.0.1.101 lookup main");
+    is_told();
+    // Where both uplinks have one subnet, it does not tell whose a pod is.
+    net.ip("addr add 10.0.1.11/24 dev eth0");
+    assert_eq!(patient.causes(), []);
+}
+
+#[test]
 fn a_lost_default_and_a_flushed_table_are_told_apart() {
     let patient = Patient::of_vpc_cni();
     let net = &patient.node.net;
     net.ip("route del default table 2");
     let (evidence, cure) = patient.only("table_host_route_only", "");
     assert!(evidence.contains("only the host route to 10.0.1.1"), "{evidence}");
+    for observing in ["{families: [ipv6], mode: observe}", "{mode: off}"] {
+        let config = format!("default_routes: {observing}");
+        let ran = doctor(net, patient.root.path(), &config, &["--output", "json"]);
+        assert_eq!(ran.json()["findings"][0]["cure"], cure, "{observing}");
+    }
     patient.is_cured_by(&cure);
 
     net.ip("addr flush dev eth1");
