@@ -8,9 +8,8 @@ use super::Finding;
 use super::cure::{beside, write_command};
 use super::facts::{FROM_POD, Facts, MARKED, PROTO_STATIC, TO_POD, Uplink, host, shortened};
 use super::ini::{Entry, Place, boolean, entries};
-
-use crate::net::{IfName, KERNEL_PRIORITIES, Rule, table_name};
-use crate::observed::{Gap, SeenRoute};
+use crate::net::{IfName, KERNEL_PRIORITIES, PROTO_DECLARED, PROTO_MENDED, Rule, TABLE_MAIN, table_name};
+use crate::observed::{Gap, SeenRoute, SeenRule};
 use crate::sorted;
 use crate::sysctl_d::{ConfFile, is_match};
 
@@ -22,6 +21,9 @@ const LINK_FILE: &str = "/etc/systemd/network/01-node-fixer-pods.link";
 
 /// `RTPROT_KERNEL`, `RTPROT_RA`, `RTPROT_DHCP`: routes that systemd-networkd knows as the kernel's or its own.
 const OF_NETWORKD: [u8; 4] = [2, 9, 16, PROTO_STATIC];
+
+/// What node-fixer gives to its own routes and rules.
+const OURS: [u8; 2] = [PROTO_MENDED, PROTO_DECLARED];
 
 /// Whether a switch of networkd.conf is on, and which line says so; on is its default.
 fn is_on(facts: &Facts, key: &str) -> Option<Option<Place>> {
@@ -60,7 +62,9 @@ pub fn networkd_foreign_rules(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     }
     let theirs = |rule: &&Rule| KERNEL_PRIORITIES.contains(&rule.priority) || OF_NETWORKD.contains(&rule.protocol);
     let rules: Vec<&Rule> = facts.rules()?.into_iter().filter(|rule| !theirs(rule)).collect();
-    let Some(first) = rules.first() else { return Ok(Vec::new()) };
+    // What becomes of the rules of others is theirs to know.
+    let matters = facts.pods()?.are_of_vpc_cni() || rules.iter().any(|rule| OURS.contains(&rule.protocol));
+    let Some(first) = rules.first().filter(|_| matters) else { return Ok(Vec::new()) };
     let what = format!("the {} rules of others, {first} the first of them", rules.len());
     Ok(foreign(facts, "ManageForeignRoutingPolicyRules", &what).into_iter().collect())
 }
@@ -69,14 +73,16 @@ pub fn networkd_foreign_routes(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     if !facts.files.networkd {
         return Ok(Vec::new());
     }
+    let of_cni = facts.pods()?.are_of_vpc_cni();
     let managed = |index| facts.files.networkd_links.get(&index).is_some_and(|file| is_managed(file).is_some());
     let mut tables = BTreeSet::new();
     for ((_, table), routes) in facts.named_tables()? {
         let foreign = |route: &&SeenRoute| {
             let there = route.hops().iter().any(|hop| hop.oif.is_some_and(managed));
-            there && !OF_NETWORKD.contains(&route.protocol)
+            let foreign = of_cni && table != TABLE_MAIN && !OF_NETWORKD.contains(&route.protocol);
+            there && (foreign || OURS.contains(&route.protocol))
         };
-        if table != crate::net::TABLE_MAIN && routes.iter().any(|route| foreign(&route)) {
+        if routes.iter().any(|route| foreign(&route)) {
             tables.insert(table_name(table));
         }
     }
@@ -177,19 +183,34 @@ fn unit(facts: &Facts, name: &str) -> Option<Place> {
 }
 
 pub fn nm_cloud_setup(facts: &Facts) -> Result<Vec<Finding>, Gap> {
-    let rules = rules_beside_the_cni(facts, |rule| {
-        matches!(rule.priority, 30200..=30299 | 30350 | 30400..=30499) && rule.protocol != 2
-    })?;
-    if rules.is_empty() {
+    if !facts.pods()?.are_of_vpc_cni() {
+        return Ok(Vec::new());
+    }
+    let (mut priorities, mut commands) = (Vec::new(), Vec::new());
+    for rule in facts.observed.rules()? {
+        match rule {
+            SeenRule::Lookup(rule) if matches!(rule.priority, 30200..=30299 | 30350 | 30400..=30499) => {
+                priorities.push(rule.priority);
+                commands.push(rule.command("del"));
+            }
+            // It leads to the main table but for its default, a kind of rule that is not looked at further.
+            SeenRule::Other { family, priority: 30350 } => {
+                priorities.push(30350);
+                commands.push(format!("{} rule del priority 30350", family.ip_command()));
+            }
+            _ => {}
+        }
+    }
+    if priorities.is_empty() {
         return Ok(Vec::new());
     }
     let evidence = format!(
         "nm-cloud-setup has made rules {}: it configures the pods' addresses as this node's own and leads them to tables of \
          its own; it does not work beside the CNI",
-        shortened(rules.iter().map(|rule| rule.priority))
+        shortened(priorities)
     );
     let stop = "systemctl disable --now nm-cloud-setup.timer nm-cloud-setup.service";
-    let cure = format!("{stop}\n{}", deleted(&rules));
+    let cure = format!("{stop}\n{}", commands.join("\n"));
     Ok(vec![Finding::new(evidence, unit(facts, "nm-cloud-setup"), cure)])
 }
 

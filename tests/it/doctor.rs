@@ -249,17 +249,27 @@ fn a_healthy_plain_server_has_nothing() {
     net.set_sysctl("net/ipv4/ip_forward", "0");
     assert_eq!(causes(&doctor(&net, root.path(), "", &["--output", "json"])), []);
 
-    // A container behind a bridge, or behind a router, whose tunnel is down; and one that nothing leads to.
+    // A container behind a bridge, or behind a router, whose tunnel is down; and a client of a VPN that is.
     net.ip("addr add 172.17.0.1/16 dev docker0");
     net.ip("route add 172.18.0.0/16 via 10.0.0.7");
     net.ip("rule add priority 98 from 172.17.0.5 lookup 77");
     net.ip("rule add priority 99 from 172.18.0.5 lookup 77");
+    net.ip("rule add priority 100 from 10.8.0.6 lookup 120");
     assert_eq!(causes(&doctor(&net, root.path(), "", &["--output", "json"])), []);
-    net.ip("rule add priority 97 from 172.19.0.5 lookup 77");
+
+    // The policy of a VPN, where systemd-networkd keeps nothing of others.
+    std::fs::remove_file(root.path().join("etc/systemd/networkd.conf.d/80-keep.conf")).unwrap();
+    net.ip("rule add priority 5270 lookup 52");
+    net.ip("route add 100.64.0.0/10 via 10.0.0.8 dev eth0 table 52");
+    assert_eq!(causes(&doctor(&net, root.path(), "", &["--output", "json"])), []);
+    // But where node-fixer's own are among them it matters.
+    net.ip("route add 172.16.0.0/12 via 10.0.0.5 protocol 171");
     let ran = doctor(&net, root.path(), "", &["--output", "json"]);
-    assert_eq!(causes(&ran), [("leaked_rules".into(), String::new())], "{ran:?}");
-    let cure = ran.json()["findings"][0]["cure"].as_str().unwrap().to_owned();
-    assert!(cure.contains("172.19.0.5") && cure.lines().count() == 1, "{cure}");
+    assert_eq!(causes(&ran), [("networkd_foreign_routes".into(), String::new())], "{ran:?}");
+    net.ip("rule add priority 7 from 10.0.1.10 lookup 200 protocol 171");
+    let ran = doctor(&net, root.path(), "", &["--output", "json"]);
+    let found: Vec<String> = causes(&ran).into_iter().map(|(cause, _)| cause).collect();
+    assert_eq!(found, ["networkd_foreign_rules", "networkd_foreign_routes"], "{ran:?}");
 }
 
 #[test]
@@ -510,8 +520,11 @@ fn others_have_policy_rules_beside_the_cni() {
     let patient = Patient::of_vpc_cni();
     let net = &patient.node.net;
     patient.file("usr/lib/systemd/system/nm-cloud-setup.timer", "[Timer]\nOnBootSec=5m\n");
-    for (priority, table) in [(30200, 30200), (30350, 254), (30400, 30400)] {
-        net.ip(&format!("rule add priority {priority} from 10.0.1.10 lookup {table}"));
+    net.ip("rule add priority 30350 lookup main suppress_prefixlength 0");
+    let (evidence, cure) = patient.only("nm_cloud_setup", "/usr/lib/systemd/system/nm-cloud-setup.timer:2");
+    assert!(evidence.contains("rules 30350:") && cure.ends_with("\nip rule del priority 30350"), "{evidence} {cure}");
+    for table in [30200, 30400] {
+        net.ip(&format!("rule add priority {table} from 10.0.1.10 lookup {table}"));
     }
     net.ip("route add 10.0.1.0/24 dev eth1 table 30200");
     net.ip("route add default via 10.0.1.1 dev eth1 table 30400");
