@@ -10,13 +10,15 @@ use super::cure::{after, beside, write_command};
 use super::facts::{Facts, shortened};
 use super::ini::Place;
 use crate::desired::{Mode, RpFilter};
-use crate::net::{IfName, SysctlKey, shell_word};
-use crate::observed::Gap;
+use crate::net::{FORWARD, FORWARD_OF_ALL, Family, IfName, SysctlKey, TABLE_MAIN, family_of, shell_word};
+use crate::observed::{Gap, SeenRoute};
+use crate::sorted;
 use crate::sysctl_d::{ConfFile, Occasion, Setting, Settings};
 
 /// Where a cure for rp_filter goes: after the files of distributions.
 const RP_FILTER_FILE: &str = "/etc/sysctl.d/90-rp-filter.conf";
-const IP_FORWARD_FILE: &str = "/etc/sysctl.d/90-ip-forward.conf";
+/// The switch of IPv6 forwarding: where it is 0, that of no interface counts.
+const FORWARD_V6: &str = "net/ipv6/conf/all/forwarding";
 
 /// The pseudo-interface whose values new interfaces copy.
 const DEFAULT: &[u8] = b"default";
@@ -222,31 +224,70 @@ pub fn rp_filter_all(facts: &Facts) -> Result<Vec<Finding>, Gap> {
 }
 
 pub fn ip_forward_off(facts: &Facts) -> Result<Vec<Finding>, Gap> {
-    let seen = facts.observed.sysctls([SysctlKey::from_path(b"net/ipv4/ip_forward")])?;
-    if seen.first().copied().flatten().is_none_or(|value| value.trim() != "0") {
-        return Ok(Vec::new());
-    }
-    let need = match () {
-        () if facts.desired.masquerade.iter().any(|it| it.to_masquerade().source.is_ipv4()) => "masquerade is declared",
-        () if !facts.desired.bridges.is_empty() => "bridges are declared",
-        () if facts.pods()?.are_of_vpc_cni() => "pods have their rules here",
-        () => return Ok(Vec::new()),
+    let v4 = forwarding_off(facts, Family::V4)?;
+    Ok(v4.into_iter().chain(forwarding_off(facts, Family::V6)?).collect())
+}
+
+fn forwarding_off(facts: &Facts, family: Family) -> Result<Option<Finding>, Gap> {
+    // The switch, its other name, the file of a cure.
+    let (switch, alias, file) = match family {
+        Family::V4 => (FORWARD, FORWARD_OF_ALL, "/etc/sysctl.d/90-ip-forward.conf"),
+        Family::V6 => (FORWARD_V6, FORWARD_V6, "/etc/sysctl.d/90-ipv6-forward.conf"),
     };
-    let off = |key: &[u8]| facts.files.sysctl.winner(key, Occasion::Boot).filter(|line| number(line) == Some(0));
-    let line = off(b"net/ipv4/ip_forward").or_else(|| off(b"net/ipv4/conf/all/forwarding"));
-    let by = line.map_or("no file of sysctl.d says so".into(), |line| format!("{} says so", line.place()));
-    let evidence = format!("net.ipv4.ip_forward is 0, and {by}; but {need}, and nothing of theirs is forwarded");
-    let text = "# What goes through this node is forwarded.\nnet.ipv4.ip_forward = 1\n";
-    let last = line.and_then(|line| line.file.file_name()).map(OsStrExt::as_bytes);
-    let files = facts.files.sysctl.files().iter();
-    let proposal = beside(files, &after(IP_FORWARD_FILE, last), |path| ConfFile { path, text: text.into() });
-    let mut cure = format!("sysctl -w net.ipv4.ip_forward=1 && {}", write_command(&proposal));
-    let still = facts.files.sysctl.with(proposal.clone());
-    let beaten = |key: &[u8]| still.winner(key, Occasion::Boot).is_none_or(|line| number(line) != Some(0));
-    if let Some(line) = line
-        && !(beaten(b"net/ipv4/ip_forward") && beaten(b"net/ipv4/conf/all/forwarding"))
-    {
+    let key = SysctlKey::from_path(switch.as_bytes());
+    let seen = facts.observed.sysctls([key.clone()])?;
+    if seen.first().copied().flatten().is_none_or(|value| value.trim() != "0") {
+        return Ok(None);
+    }
+    let pods = facts.pods()?;
+    let mut pods = pods.to.keys().chain(pods.from.keys());
+    let need = match () {
+        () if facts.desired.masquerade.iter().any(|it| family_of(&it.to_masquerade().source) == family) => {
+            "masquerade is declared"
+        }
+        () if family == Family::V4 && !facts.desired.bridges.is_empty() => "bridges are declared",
+        () if pods.any(|pod| Family::of(*pod) == family) => "pods have their rules here",
+        () => return Ok(None),
+    };
+    let mut wanted: Vec<(SysctlKey, &str)> = Vec::new();
+    if family == Family::V6 {
+        wanted.extend(by_advertisement(facts)?.into_iter().map(|key| (key, "2")));
+    }
+    wanted.push((key.clone(), "1"));
+    let winner = |settings: &Settings| {
+        let off = |key: &&str| {
+            settings.winner(key.as_bytes(), Occasion::Boot).filter(|line| number(line) == Some(0)).cloned()
+        };
+        [switch, alias].iter().find_map(off)
+    };
+    let line = winner(&facts.files.sysctl);
+    let by = line.as_ref().map_or("no file of sysctl.d says so".into(), |line| format!("{} says so", line.place()));
+    let evidence = format!("{key} is 0, and {by}; but {need}, and nothing of theirs is forwarded");
+    let last = line.as_ref().and_then(|line| line.file.file_name()).map(OsStrExt::as_bytes);
+    let line_of = |(key, value): &(SysctlKey, &str)| [key.path().as_slice(), b" = ", value.as_bytes(), b"\n"].concat();
+    let said: Vec<u8> = wanted.iter().flat_map(line_of).collect();
+    let proposal = beside(facts.files.sysctl.files().iter(), &after(file, last), |path| ConfFile {
+        path,
+        text: [&b"# What goes through this node is forwarded.\n"[..], &said].concat(),
+    });
+    let now: String = wanted.iter().map(|(key, value)| key.command(value) + " && ").collect();
+    let mut cure = now + &write_command(&proposal);
+    if let Some(line) = line.as_ref().filter(|_| winner(&facts.files.sysctl.with(proposal.clone())).is_some()) {
         cure += &format!("  # and delete line {} of {}", line.line, shell_word(line.file.as_os_str().as_bytes()));
     }
-    Ok(vec![Finding::new(evidence, line.map(place), cure).with(vec![proposal])])
+    Ok(Some(Finding::new(evidence, line.as_ref().map(place), cure).with(vec![proposal])))
+}
+
+/// The accept_ra of the interfaces whose default route is from router advertisements: at 1 the kernel drops it when it
+/// begins to forward.
+fn by_advertisement(facts: &Facts) -> Result<Vec<SysctlKey>, Gap> {
+    const PROTO_RA: u8 = 9;
+    let names = facts.names()?;
+    let defaults = facts.table(Family::V6, TABLE_MAIN)?.iter().filter(|route| route.to.network_length() == 0);
+    let advertised = defaults.filter(|route| route.protocol == PROTO_RA).flat_map(SeenRoute::hops);
+    let uplinks = sorted::set(advertised.filter_map(|hop| names.get(&hop.oif?)));
+    let key = |name: &&&IfName| SysctlKey::from_path(&[b"net/ipv6/conf/", name.as_bytes(), b"/accept_ra"].concat());
+    let keys: Vec<SysctlKey> = uplinks.iter().map(key).collect();
+    let values = facts.observed.sysctls(keys.iter().cloned())?;
+    Ok(keys.into_iter().zip(values).filter(|(_, value)| *value == Some("1")).map(|(key, _)| key).collect())
 }

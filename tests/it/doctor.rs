@@ -801,6 +801,44 @@ fn nothing_is_forwarded() {
 }
 
 #[test]
+fn a_node_with_pods_of_ipv6_alone_forwards_that() {
+    let node = Worker::new().with_loose_rp_filter();
+    node.net.ip("rule del priority 32765");
+    node.net.ip("link add eni00000000064 type veth peer name pod0");
+    for link in ["eni00000000064", "pod0"] {
+        node.net.ip(&format!("link set {link} up"));
+    }
+    node.net.ip("-6 route add fd00:1::100 dev eni00000000064");
+    node.net.ip("-6 rule add priority 512 to fd00:1::100 lookup main");
+    node.net.ip("-6 rule add priority 1536 from fd00:1::100 lookup 2");
+    node.net.ip("-6 route add default via fd00:1::1 dev eth1 table 2");
+    node.net.set_sysctl("net/ipv4/ip_forward", "0");
+    node.net.set_sysctl("net/ipv4/conf/eni00000000064/rp_filter", "2");
+    node.net.settle();
+    let patient = Patient { node, root: tempfile::tempdir().unwrap() };
+    let net = &patient.node.net;
+    assert_eq!(patient.causes(), [], "nobody needs IPv4 forwarded");
+
+    net.ip("-6 route del fd00:1::100 dev eni00000000064");
+    patient.only("rule_without_pod", "");
+    net.ip("-6 route add fd00:1::100 dev eni00000000064");
+
+    patient.file("etc/sysctl.d/95-hard.conf", "net.ipv6.conf.all.forwarding = 0\n");
+    net.set_sysctl("net/ipv6/conf/all/forwarding", "0");
+    let (evidence, cure) = patient.only("ip_forward_off", "/etc/sysctl.d/95-hard.conf:1");
+    assert!(evidence.contains("net.ipv6.conf.all.forwarding is 0"), "{evidence}");
+    assert!(cure.contains("/etc/sysctl.d/95-hard.ipv6-forward.conf") && !cure.contains("accept_ra"), "{cure}");
+    // Who forwards takes no route from router advertisements, and loses what it has, unless accept_ra is 2.
+    net.ip("-6 route replace default via fd00:0::1 dev eth0 proto ra metric 100");
+    net.set_sysctl("net/ipv6/conf/eth0/accept_ra", "1");
+    let (_, cure) = patient.only("ip_forward_off", "/etc/sysctl.d/95-hard.conf:1");
+    let now = cure.split(" && mkdir").next().unwrap();
+    assert_eq!(now, "sysctl -w net.ipv6.conf.eth0.accept_ra=2 && sysctl -w net.ipv6.conf.all.forwarding=1");
+    assert!(cure.contains("'net/ipv6/conf/eth0/accept_ra = 2'"), "{cure}");
+    patient.is_cured_by(now);
+}
+
+#[test]
 fn udev_gives_pods_interfaces_other_addresses() {
     let patient = Patient::of_vpc_cni();
     // As the udev of systemd 252 has made it of this name and the machine-id.
