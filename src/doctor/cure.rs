@@ -46,3 +46,40 @@ pub fn write_command(file: &ConfFile) -> String {
     let directory = file.path.parent().map_or("/".into(), |parent| shell_word(parent.as_os_str().as_bytes()));
     format!("mkdir -p -m 755 {directory} && printf '%s\\n' {} > {path} && chmod 644 {path}", lines.join(" "))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_comes_after_the_one_that_it_overrules() {
+        for (other, expected) in [
+            (None, "90-rp-filter.conf"),
+            (Some("50-redhat.conf"), "90-rp-filter.conf"),
+            (Some("90-rp-filter.conf"), "90-rp-filter.conf"),
+            (Some("90-rp-filter2.conf"), "90-rp-filter2.rp-filter.conf"),
+            (Some("99-sysctl.conf"), "99-sysctl.rp-filter.conf"),
+            (Some("\u{ff}.conf"), "\u{ff}.rp-filter.conf"),
+        ] {
+            let path = after("/etc/sysctl.d/90-rp-filter.conf", other.map(str::as_bytes));
+            assert_eq!(path, Path::new("/etc/sysctl.d").join(expected), "{other:?}");
+            let name = expected.as_bytes();
+            assert!(other.is_none_or(|other| other == "90-rp-filter.conf" || other.as_bytes() < name), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_takes_the_first_name_that_is_free_or_has_its_text() {
+        let file = |path: &str, text: &str| ConfFile { path: path.into(), text: text.into() };
+        for (existing, expected) in [
+            (vec![], "/etc/x.d/90-a.conf"),
+            (vec![file("/etc/x.d/90-a.conf", "mine")], "/etc/x.d/90-a.conf"),
+            (vec![file("/usr/lib/x.d/90-a.conf", "theirs")], "/etc/x.d/90-a2.conf"),
+            (vec![file("/etc/x.d/90-a.conf", "theirs"), file("/run/x.d/90-a2.conf", "")], "/etc/x.d/90-a3.conf"),
+        ] {
+            let mine = |path| ConfFile { path, text: "mine".into() };
+            let placed = beside(existing.iter(), Path::new("/etc/x.d/90-a.conf"), mine);
+            assert_eq!(placed, file(expected, "mine"), "{existing:?}");
+        }
+    }
+}

@@ -13,7 +13,7 @@ use crate::desired::{Mode, RpFilter};
 use crate::net::{FORWARD, FORWARD_OF_ALL, Family, IfName, SysctlKey, TABLE_MAIN, family_of, shell_word};
 use crate::observed::{Gap, SeenRoute};
 use crate::sorted;
-use crate::sysctl_d::{ConfFile, Occasion, Setting, Settings};
+use crate::sysctl_d::{ConfFile, OURS, Occasion, Setting, Settings};
 
 /// Where a cure for rp_filter goes: after the files of distributions.
 const RP_FILTER_FILE: &str = "/etc/sysctl.d/90-rp-filter.conf";
@@ -81,6 +81,9 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let udev = facts.files.udev_rule.as_ref().map_or(String::new(), |place| {
         format!(", and again for each interface that appears, by udev ({place}), whoever has set it meanwhile")
     });
+    // Node-fixer's own file leaves the last word to an operator's.
+    let ours_wins = last.is_none_or(|last| Path::new(OURS).file_name().is_some_and(|ours| last < ours.as_bytes()));
+    let or_ours = if ours_wins { "  # or have node-fixer keep such a file: rp_filter.persist" } else { "" };
     let mut found = Vec::new();
     for (file, lines) in by_file {
         let said = lines.values().map(|(setting, names)| {
@@ -96,11 +99,8 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         let is_beaten = |name| offender(&cured, wish, name).is_none_or(|line| line.file != file);
         let beaten = wanted.iter().copied().chain(to_come.clone()).all(is_beaten);
         let cure = if beaten {
-            format!(
-                "{} && sysctl -p {}  # or have node-fixer keep such a file: rp_filter.persist",
-                write_command(&proposal),
-                shell_word(proposal.path.as_os_str().as_bytes())
-            )
+            let path = shell_word(proposal.path.as_os_str().as_bytes());
+            format!("{} && sysctl -p {path}{or_ours}", write_command(&proposal))
         } else {
             let numbers: Vec<_> = lines.keys().map(usize::to_string).collect();
             format!(

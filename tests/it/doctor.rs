@@ -436,7 +436,8 @@ fn a_file_that_cures_holds_for_interfaces_to_come() {
     ] {
         let patient = Patient::of_vpc_cni();
         patient.file(&format!("etc/sysctl.d/{file}"), "net.ipv4.conf.*.rp_filter = 1\n");
-        patient.only("rp_filter_sysctl", &format!("/etc/sysctl.d/{file}:1"));
+        let (_, cure) = patient.only("rp_filter_sysctl", &format!("/etc/sysctl.d/{file}:1"));
+        assert_eq!(cure.contains("rp_filter.persist"), file < "90-node-fixer.conf", "its file would lose: {cure}");
         let review = tempfile::tempdir().unwrap();
         patient.examined(&["--write", review.path().to_str().unwrap()]).expect(1);
         patient.file(proposed, &std::fs::read_to_string(review.path().join(proposed)).unwrap());
