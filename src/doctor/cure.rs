@@ -9,15 +9,11 @@ use crate::sysctl_d::ConfFile;
 
 /// The file that `make` makes for the first name that is free, or has this very text already: what an administrator or
 /// an earlier cure has written there stays. Names count in all of systemd's directories, where they shadow each other.
-pub fn beside<'a>(
-    existing: impl Iterator<Item = &'a ConfFile> + Clone,
-    path: &Path,
-    make: impl Fn(PathBuf) -> ConfFile,
-) -> ConfFile {
+pub fn beside(existing: &[&ConfFile], path: &Path, make: &dyn Fn(PathBuf) -> ConfFile) -> ConfFile {
     let (stem, extension) = (path.file_stem().unwrap_or_default(), path.extension().unwrap_or_default());
     let mut file = make(path.into());
     let mut number = 2;
-    while existing.clone().any(|old| old.name() == file.name() && old.text != file.text) {
+    while existing.iter().any(|old| old.name() == file.name() && old.text != file.text) {
         // After the first of them, as `.` comes before all digits.
         let digits = number.to_string();
         let name = [stem.as_bytes(), digits.as_bytes(), b".", extension.as_bytes()].concat();
@@ -78,7 +74,7 @@ mod tests {
             (vec![file("/etc/x.d/90-a.conf", "theirs"), file("/run/x.d/90-a2.conf", "")], "/etc/x.d/90-a3.conf"),
         ] {
             let mine = |path| ConfFile { path, text: "mine".into() };
-            let placed = beside(existing.iter(), Path::new("/etc/x.d/90-a.conf"), mine);
+            let placed = beside(&existing.iter().collect::<Vec<_>>(), Path::new("/etc/x.d/90-a.conf"), &mine);
             assert_eq!(placed, file(expected, "mine"), "{existing:?}");
         }
     }

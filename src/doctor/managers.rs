@@ -37,8 +37,9 @@ fn is_on(facts: &Facts, key: &str) -> Option<Option<Place>> {
 }
 
 /// A file of a cure, beside those that are there.
-fn proposed<'a>(existing: impl Iterator<Item = &'a ConfFile> + Clone, path: &str, text: &str) -> ConfFile {
-    beside(existing, Path::new(path), |path| ConfFile { path, text: text.into() })
+fn proposed<'a>(existing: impl IntoIterator<Item = &'a ConfFile>, path: &str, text: &str) -> ConfFile {
+    let make = |path| ConfFile { path, text: text.into() };
+    beside(&existing.into_iter().collect::<Vec<_>>(), Path::new(path), &make)
 }
 
 fn foreign(facts: &Facts, key: &str, what: &str) -> Option<Finding> {
@@ -48,7 +49,7 @@ fn foreign(facts: &Facts, key: &str, what: &str) -> Option<Finding> {
         format!("{key} is on {by}: when systemd-networkd restarts or takes up an interface it removes {what}");
     let text = "# What the CNI and node-fixer have made stays when systemd-networkd restarts.\n[Network]\n\
         ManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n";
-    let file = proposed(facts.files.networkd_conf.iter(), NETWORKD_FILE, text);
+    let file = proposed(&facts.files.networkd_conf, NETWORKD_FILE, text);
     let mut cure = format!("{} && systemctl restart systemd-networkd", write_command(&file));
     if let Some(place) = place.as_ref().filter(|place| place.file.file_name() > file.path.file_name()) {
         cure += &format!("  # and delete {place}, which comes after it");
@@ -135,7 +136,7 @@ pub fn networkd_manages_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         names(&uplinks)
     );
     let text = format!("# These uplinks are the CNI's.\n[Match]\nName={all}\n\n[Link]\nUnmanaged=yes\n");
-    let file = proposed(facts.files.networks.iter(), UNMANAGED_FILE, &text);
+    let file = proposed(&facts.files.networks, UNMANAGED_FILE, &text);
     let cure = format!("{} && networkctl reload", write_command(&file));
     Ok(vec![Finding::new(evidence, source.or(state), cure).with(vec![file])])
 }
@@ -157,7 +158,7 @@ pub fn networkmanager_manages_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap>
         names(&uplinks)
     );
     let text = format!("# These uplinks are the CNI's.\n[keyfile]\nunmanaged-devices+={all}\n");
-    let file = proposed(facts.files.of_cures.iter(), NETWORKMANAGER_FILE, &text);
+    let file = proposed(&facts.files.of_cures, NETWORKMANAGER_FILE, &text);
     let cure = format!("{} && nmcli general reload conf", write_command(&file));
     Ok(vec![Finding::new(evidence, Some(place), cure).with(vec![file])])
 }
@@ -288,7 +289,7 @@ pub fn cloud_init_policy_tables(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     );
     let text =
         "# The secondary uplinks are the CNI's.\ndatasource:\n  Ec2:\n    apply_full_imds_network_config: false\n";
-    let file = proposed(facts.files.of_cures.iter(), CLOUD_INIT_FILE, text);
+    let file = proposed(&facts.files.of_cures, CLOUD_INIT_FILE, text);
     let cure = format!("{}  # counts from the next boot; until then:\n{}", write_command(&file), deleted(&rules));
     Ok(vec![Finding::new(evidence, place, cure).with(vec![file])])
 }

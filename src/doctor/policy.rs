@@ -6,7 +6,6 @@ use std::net::IpAddr;
 use super::Finding;
 use super::facts::{FROM_POD, Facts, MARK, MARKED, TO_POD, family_of_host, host, shortened};
 use crate::change::Change;
-use crate::desired::{DefaultRoutes, Desired};
 use crate::net::{Family, Rule, Selector, SysctlKey, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, UPLINK_RULE_PRIORITY};
 use crate::observed::{Address, Gap, SeenRoute, Target};
 use crate::reconcile::default_routes;
@@ -131,10 +130,7 @@ fn broken<'a>(facts: &'a Facts) -> Result<Vec<Broken<'a>>, Gap> {
 /// The commands that mend a table; or what to do where its gateway is not certain.
 fn mend(facts: &Facts, broken: &Broken) -> Result<String, Gap> {
     // What node-fixer may do itself is not asked here.
-    let families = vec![Family::V4, Family::V6];
-    let wish = DefaultRoutes { families, ..facts.desired.default_routes.clone() };
-    let desired = Desired { default_routes: wish, ..facts.desired.clone() };
-    let plan = default_routes::plan(&desired, &facts.observed)?;
+    let plan = default_routes::plan_of(&[broken.family], facts.desired, &facts.observed)?;
     let ours = plan.steps.iter().filter(|step| match &step.change {
         Change::AddRoute(route) => (route.family(), route.table) == (broken.family, broken.table),
         _ => false,

@@ -74,9 +74,9 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let to_come = patterns.iter().flatten().map(|pattern| pattern.to_come.as_slice());
     let offenders = wanted.iter().copied().chain(to_come.clone()).filter_map(|name| offender(settings, wish, name));
     let last = offenders.filter_map(|line| line.file.file_name()).map(OsStrExt::as_bytes).max();
-    let proposal = beside(settings.files().iter(), &after(RP_FILTER_FILE, last), |path| {
-        proposal(settings, wish, path, &wanted, &patterns)
-    });
+    let existing: Vec<&ConfFile> = settings.files().iter().collect();
+    let make = |path| proposal(settings, wish, path, &wanted, &patterns);
+    let proposal = beside(&existing, &after(RP_FILTER_FILE, last), &make);
     let cured = settings.with(proposal.clone());
     let udev = facts.files.udev_rule.as_ref().map_or(String::new(), |place| {
         format!(", and again for each interface that appears, by udev ({place}), whoever has set it meanwhile")
@@ -266,10 +266,9 @@ fn forwarding_off(facts: &Facts, family: Family) -> Result<Option<Finding>, Gap>
     let last = line.as_ref().and_then(|line| line.file.file_name()).map(OsStrExt::as_bytes);
     let line_of = |(key, value): &(SysctlKey, &str)| [key.path().as_slice(), b" = ", value.as_bytes(), b"\n"].concat();
     let said: Vec<u8> = wanted.iter().flat_map(line_of).collect();
-    let proposal = beside(facts.files.sysctl.files().iter(), &after(file, last), |path| ConfFile {
-        path,
-        text: [&b"# What goes through this node is forwarded.\n"[..], &said].concat(),
-    });
+    let existing: Vec<&ConfFile> = facts.files.sysctl.files().iter().collect();
+    let text = [&b"# What goes through this node is forwarded.\n"[..], &said].concat();
+    let proposal = beside(&existing, &after(file, last), &|path| ConfFile { path, text: text.clone() });
     let now: String = wanted.iter().map(|(key, value)| key.command(value) + " && ").collect();
     let mut cure = now + &write_command(&proposal);
     if let Some(line) = line.as_ref().filter(|_| winner(&facts.files.sysctl.with(proposal.clone())).is_some()) {
