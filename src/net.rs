@@ -76,7 +76,7 @@ impl Family {
     }
 
     /// `ip`, with the switch that it needs where nothing else on the command line names the family.
-    fn ip_command(self) -> &'static str {
+    pub fn ip_command(self) -> &'static str {
         match self {
             Family::V4 => "ip",
             Family::V6 => "ip -6",

@@ -322,7 +322,12 @@ pub enum SeenRule {
     Lookup(Rule),
     /// Anything else: another action, or a selector such as `not`, tos, uidrange, ports, suppress_*, l3mdev, or
     /// one that a newer kernel has invented. It is nobody's but its owner's.
-    Other,
+    Other {
+        /// Address family.
+        family: Family,
+        /// Its place among the others.
+        priority: u32,
+    },
 }
 
 impl SeenRule {
@@ -330,7 +335,7 @@ impl SeenRule {
     pub fn lookup(&self) -> Option<&Rule> {
         match self {
             SeenRule::Lookup(rule) => Some(rule),
-            SeenRule::Other => None,
+            SeenRule::Other { .. } => None,
         }
     }
 }

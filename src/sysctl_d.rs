@@ -130,6 +130,11 @@ impl Settings {
         Settings::new(files)
     }
 
+    /// The files, in their order.
+    pub fn files(&self) -> &[ConfFile] {
+        &self.files
+    }
+
     /// The keys and patterns of all lines.
     pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
         self.lines.iter().map(|line| &*line.setting.key)

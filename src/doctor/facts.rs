@@ -18,6 +18,9 @@ pub const MARKED: u32 = 1024;
 /// Priority of the VPC CNI's rule from a pod to the table of its uplink.
 pub const FROM_POD: u32 = 1536;
 
+/// Mark and mask of the VPC CNI's rule 1024.
+pub const MARK: (u32, u32) = (0x80, 0x80);
+
 /// `RTPROT_STATIC`, which systemd-networkd gives to the rules and routes of its own files.
 pub const PROTO_STATIC: u8 = 4;
 
@@ -69,6 +72,8 @@ pub struct Files {
     pub units: Vec<ConfFile>,
     /// /etc/machine-id, of which udev makes hardware addresses.
     pub machine_id: Option<[u8; 16]>,
+    /// Files of NetworkManager and cloud-init under names that cures take.
+    pub of_cures: Vec<ConfFile>,
     /// There is a cloud-init.
     pub cloud_init: bool,
 }
@@ -151,9 +156,17 @@ impl<'a> Facts<'a> {
                 pods.from.entry(pod).or_default().push(rule);
             }
         }
-        // Anybody may use these priorities: a host route to an interface that the CNI has named has to be there as well.
-        // Pods with a security group have theirs in the table of a branch interface.
-        let (names, mut at_work) = (self.names()?, false);
+        // Anybody may use these priorities. What speaks for the CNI: an interface that it has named, its mark, all of
+        // its other priorities together; or a host route to an interface of its form. Pods with a security group have
+        // theirs in the table of a branch interface.
+        let names = self.names()?;
+        let rules = self.rules()?;
+        let is_mark = |rule: &&Rule| (rule.priority, rule.selector.fwmark) == (MARKED, Some(MARK));
+        let is_uplinks =
+            |rule: &&Rule| rule.priority == UPLINK_RULE_PRIORITY && host(rule.selector.from.as_ref()).is_some();
+        let mut at_work = names.values().any(|name| is_of_pod(name, false))
+            || rules.iter().any(is_mark)
+            || !pods.to.is_empty() && !pods.from.is_empty() && rules.iter().any(is_uplinks);
         for ((_, table), routes) in self.named_tables()? {
             for route in routes {
                 let (Some(pod), None, Some(oif)) = (host(Some(&route.to)), route.via(), route.oif()) else { continue };

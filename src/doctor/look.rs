@@ -101,6 +101,14 @@ fn read(root: &Root, unseen: &mut Vec<String>) -> Files {
     }
     let netplan = ["/etc/netplan", "/run/netplan", "/lib/netplan"].map(PathBuf::from);
     networks.extend(told(root.conf_files_of(&netplan, |name| name.ends_with(b".yaml"))));
+    let of_cures = [
+        "/etc/NetworkManager/conf.d",
+        "/run/NetworkManager/conf.d",
+        "/usr/lib/NetworkManager/conf.d",
+        "/etc/cloud/cloud.cfg.d",
+    ];
+    let of_cures =
+        told(root.conf_files_of(&of_cures.map(PathBuf::from), |name| name.windows(10).any(|it| it == b"node-fixer")));
     let mut all_of = |directory: &str| told(root.conf_files_of(&[directory.into()], |_| true));
     networks.extend(all_of("/etc/sysconfig/network-scripts"));
     let networkd_links = by_index(all_of("/run/systemd/netif/links"));
@@ -124,6 +132,7 @@ fn read(root: &Root, unseen: &mut Vec<String>) -> Files {
         links,
         units,
         machine_id: root.read(Path::new("/etc/machine-id")).ok().and_then(|text| machine_id(&text)),
+        of_cures,
         cloud_init: root.has(Path::new("/etc/cloud")) || root.has(Path::new("/run/cloud-init")),
     }
 }

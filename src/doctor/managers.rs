@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher as _;
+use std::path::Path;
 
 use super::Finding;
+use super::cure::{beside, write_command};
 use super::facts::{FROM_POD, Facts, MARKED, PROTO_STATIC, TO_POD, Uplink, host, shortened};
 use super::ini::{Entry, Place, boolean, entries};
-use super::sysctls::write_command;
-use crate::net::{IfName, KERNEL_PRIORITIES, Rule, table_name};
-use crate::observed::{Gap, SeenRoute};
+use crate::net::{IfName, KERNEL_PRIORITIES, PROTO_DECLARED, PROTO_MENDED, Rule, TABLE_MAIN, table_name};
+use crate::observed::{Gap, SeenRoute, SeenRule};
 use crate::sorted;
 use crate::sysctl_d::{ConfFile, is_match};
 
@@ -21,6 +22,9 @@ const LINK_FILE: &str = "/etc/systemd/network/01-node-fixer-pods.link";
 /// `RTPROT_KERNEL`, `RTPROT_RA`, `RTPROT_DHCP`: routes that systemd-networkd knows as the kernel's or its own.
 const OF_NETWORKD: [u8; 4] = [2, 9, 16, PROTO_STATIC];
 
+/// What node-fixer gives to its own routes and rules.
+const OURS: [u8; 2] = [PROTO_MENDED, PROTO_DECLARED];
+
 /// Whether a switch of networkd.conf is on, and which line says so; on is its default.
 fn is_on(facts: &Facts, key: &str) -> Option<Option<Place>> {
     let all = facts.files.networkd_conf.iter().flat_map(entries);
@@ -32,6 +36,12 @@ fn is_on(facts: &Facts, key: &str) -> Option<Option<Place>> {
     on.then_some(by)
 }
 
+/// A file of a cure, beside those that are there.
+fn proposed<'a>(existing: impl IntoIterator<Item = &'a ConfFile>, path: &str, text: &str) -> ConfFile {
+    let make = |path| ConfFile { path, text: text.into() };
+    beside(&existing.into_iter().collect::<Vec<_>>(), Path::new(path), &make)
+}
+
 fn foreign(facts: &Facts, key: &str, what: &str) -> Option<Finding> {
     let place = is_on(facts, key).filter(|_| facts.files.networkd)?;
     let by = place.as_ref().map_or("by default, for no file says no".into(), |place| format!("by {place}"));
@@ -39,7 +49,7 @@ fn foreign(facts: &Facts, key: &str, what: &str) -> Option<Finding> {
         format!("{key} is on {by}: when systemd-networkd restarts or takes up an interface it removes {what}");
     let text = "# What the CNI and node-fixer have made stays when systemd-networkd restarts.\n[Network]\n\
         ManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n";
-    let file = ConfFile { path: NETWORKD_FILE.into(), text: text.into() };
+    let file = proposed(&facts.files.networkd_conf, NETWORKD_FILE, text);
     let mut cure = format!("{} && systemctl restart systemd-networkd", write_command(&file));
     if let Some(place) = place.as_ref().filter(|place| place.file.file_name() > file.path.file_name()) {
         cure += &format!("  # and delete {place}, which comes after it");
@@ -53,7 +63,9 @@ pub fn networkd_foreign_rules(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     }
     let theirs = |rule: &&Rule| KERNEL_PRIORITIES.contains(&rule.priority) || OF_NETWORKD.contains(&rule.protocol);
     let rules: Vec<&Rule> = facts.rules()?.into_iter().filter(|rule| !theirs(rule)).collect();
-    let Some(first) = rules.first() else { return Ok(Vec::new()) };
+    // What becomes of the rules of others is theirs to know.
+    let matters = facts.pods()?.are_of_vpc_cni() || rules.iter().any(|rule| OURS.contains(&rule.protocol));
+    let Some(first) = rules.first().filter(|_| matters) else { return Ok(Vec::new()) };
     let what = format!("the {} rules of others, {first} the first of them", rules.len());
     Ok(foreign(facts, "ManageForeignRoutingPolicyRules", &what).into_iter().collect())
 }
@@ -62,14 +74,16 @@ pub fn networkd_foreign_routes(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     if !facts.files.networkd {
         return Ok(Vec::new());
     }
+    let of_cni = facts.pods()?.are_of_vpc_cni();
     let managed = |index| facts.files.networkd_links.get(&index).is_some_and(|file| is_managed(file).is_some());
     let mut tables = BTreeSet::new();
     for ((_, table), routes) in facts.named_tables()? {
         let foreign = |route: &&SeenRoute| {
             let there = route.hops().iter().any(|hop| hop.oif.is_some_and(managed));
-            there && !OF_NETWORKD.contains(&route.protocol)
+            let foreign = of_cni && table != TABLE_MAIN && !OF_NETWORKD.contains(&route.protocol);
+            there && (foreign || OURS.contains(&route.protocol))
         };
-        if table != crate::net::TABLE_MAIN && routes.iter().any(|route| foreign(&route)) {
+        if routes.iter().any(|route| foreign(&route)) {
             tables.insert(table_name(table));
         }
     }
@@ -92,13 +106,19 @@ fn names(uplinks: &[Uplink]) -> String {
     shortened(uplinks.iter().map(|uplink| uplink.name))
 }
 
-/// As an element of a list in a file of systemd or NetworkManager, where white space and `;` separate.
-fn is_plain(name: &IfName) -> bool {
-    name.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-@".contains(byte))
+/// All of these that can be elements of a list in a file of systemd or NetworkManager, where white space and `;`
+/// separate. Those that nobody manages as well: one cure must not undo another.
+fn listed(uplinks: &[Uplink], prefix: &str, separator: &str) -> String {
+    let plain =
+        |name: &&IfName| name.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-@".contains(byte));
+    let names = uplinks.iter().map(|uplink| uplink.name).filter(plain);
+    let names = names.map(|name| format!("{prefix}{}", String::from_utf8_lossy(name.as_bytes())));
+    names.collect::<Vec<_>>().join(separator)
 }
 
 pub fn networkd_manages_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let mut uplinks = facts.secondary_uplinks()?;
+    let all = listed(&uplinks, "", " ");
     uplinks.retain(|it| facts.files.networkd_links.get(&it.index).is_some_and(|file| is_managed(file).is_some()));
     let Some(file) = uplinks.first().and_then(|uplink| facts.files.networkd_links.get(&uplink.index)) else {
         return Ok(Vec::new());
@@ -115,11 +135,8 @@ pub fn networkd_manages_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap> {
          of the CNI, and when it takes the interface up anew the CNI's are gone",
         names(&uplinks)
     );
-    let matched: Vec<_> =
-        uplinks.iter().filter(|it| is_plain(it.name)).map(|it| String::from_utf8_lossy(it.name.as_bytes())).collect();
-    let text =
-        format!("# These uplinks are the CNI's.\n[Match]\nName={}\n\n[Link]\nUnmanaged=yes\n", matched.join(" "));
-    let file = ConfFile { path: UNMANAGED_FILE.into(), text: text.into() };
+    let text = format!("# These uplinks are the CNI's.\n[Match]\nName={all}\n\n[Link]\nUnmanaged=yes\n");
+    let file = proposed(&facts.files.networks, UNMANAGED_FILE, &text);
     let cure = format!("{} && networkctl reload", write_command(&file));
     Ok(vec![Finding::new(evidence, source.or(state), cure).with(vec![file])])
 }
@@ -132,6 +149,7 @@ pub fn networkmanager_manages_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap>
         entries(file).into_iter().find(on).map(|entry| entry.place)
     };
     let mut uplinks = facts.secondary_uplinks()?;
+    let all = listed(&uplinks, "interface-name:", ";");
     uplinks.retain(|uplink| managed(&uplink.index).is_some());
     let Some(place) = uplinks.first().and_then(|uplink| managed(&uplink.index)) else { return Ok(Vec::new()) };
     let evidence = format!(
@@ -139,11 +157,8 @@ pub fn networkmanager_manages_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap>
          those of the CNI, and when it takes the interface up anew the CNI's are gone",
         names(&uplinks)
     );
-    let plain = || uplinks.iter().filter(|uplink| is_plain(uplink.name));
-    let list: Vec<_> =
-        plain().map(|uplink| format!("interface-name:{}", String::from_utf8_lossy(uplink.name.as_bytes()))).collect();
-    let text = format!("# These uplinks are the CNI's.\n[keyfile]\nunmanaged-devices+={}\n", list.join(";"));
-    let file = ConfFile { path: NETWORKMANAGER_FILE.into(), text: text.into() };
+    let text = format!("# These uplinks are the CNI's.\n[keyfile]\nunmanaged-devices+={all}\n");
+    let file = proposed(&facts.files.of_cures, NETWORKMANAGER_FILE, &text);
     let cure = format!("{} && nmcli general reload conf", write_command(&file));
     Ok(vec![Finding::new(evidence, Some(place), cure).with(vec![file])])
 }
@@ -169,19 +184,34 @@ fn unit(facts: &Facts, name: &str) -> Option<Place> {
 }
 
 pub fn nm_cloud_setup(facts: &Facts) -> Result<Vec<Finding>, Gap> {
-    let rules = rules_beside_the_cni(facts, |rule| {
-        matches!(rule.priority, 30200..=30299 | 30350 | 30400..=30499) && rule.protocol != 2
-    })?;
-    if rules.is_empty() {
+    if !facts.pods()?.are_of_vpc_cni() {
+        return Ok(Vec::new());
+    }
+    let (mut priorities, mut commands) = (Vec::new(), Vec::new());
+    for rule in facts.observed.rules()? {
+        match rule {
+            SeenRule::Lookup(rule) if matches!(rule.priority, 30200..=30299 | 30350 | 30400..=30499) => {
+                priorities.push(rule.priority);
+                commands.push(rule.command("del"));
+            }
+            // It leads to the main table but for its default, a kind of rule that is not looked at further.
+            SeenRule::Other { family, priority: 30350 } => {
+                priorities.push(30350);
+                commands.push(format!("{} rule del priority 30350", family.ip_command()));
+            }
+            _ => {}
+        }
+    }
+    if priorities.is_empty() {
         return Ok(Vec::new());
     }
     let evidence = format!(
         "nm-cloud-setup has made rules {}: it configures the pods' addresses as this node's own and leads them to tables of \
          its own; it does not work beside the CNI",
-        shortened(rules.iter().map(|rule| rule.priority))
+        shortened(priorities)
     );
     let stop = "systemctl disable --now nm-cloud-setup.timer nm-cloud-setup.service";
-    let cure = format!("{stop}\n{}", deleted(&rules));
+    let cure = format!("{stop}\n{}", commands.join("\n"));
     Ok(vec![Finding::new(evidence, unit(facts, "nm-cloud-setup"), cure)])
 }
 
@@ -259,7 +289,7 @@ pub fn cloud_init_policy_tables(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     );
     let text =
         "# The secondary uplinks are the CNI's.\ndatasource:\n  Ec2:\n    apply_full_imds_network_config: false\n";
-    let file = ConfFile { path: CLOUD_INIT_FILE.into(), text: text.into() };
+    let file = proposed(&facts.files.of_cures, CLOUD_INIT_FILE, text);
     let cure = format!("{}  # counts from the next boot; until then:\n{}", write_command(&file), deleted(&rules));
     Ok(vec![Finding::new(evidence, place, cure).with(vec![file])])
 }
@@ -295,7 +325,7 @@ pub fn mac_address_policy(facts: &Facts) -> Result<Vec<Finding>, Gap> {
              MACAddressPolicy=none\n",
             stems.into_iter().collect::<Vec<_>>().join(" ")
         );
-        let file = ConfFile { path: LINK_FILE.into(), text: text.into() };
+        let file = proposed(facts.files.links.iter().flatten(), LINK_FILE, &text);
         let cure = format!(
             "{} && udevadm control --reload  # counts for pods that are made from now on",
             write_command(&file)

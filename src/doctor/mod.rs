@@ -4,6 +4,7 @@
 //! check asks for what has not been looked at yet by failing with a [`Gap`], as reconcilers do. [`look`] reads and
 //! looks, [`report`] shows.
 
+mod cure;
 pub mod facts;
 mod ini;
 mod look;
@@ -42,7 +43,7 @@ pub const ALL: &[Check] = &[
     },
     Check {
         cause: "rules_flushed",
-        title: "the rules of all pods are gone, their routes are there",
+        title: "the rules of pods are gone, their routes are there",
         breaks: &["rules", "default_routes"],
         check: policy::rules_flushed,
     },

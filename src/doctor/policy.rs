@@ -4,15 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::Finding;
-use super::facts::{FROM_POD, Facts, MARKED, TO_POD, family_of_host, host, shortened};
+use super::facts::{FROM_POD, Facts, MARK, MARKED, TO_POD, family_of_host, host, shortened};
 use crate::change::Change;
-use crate::net::{Family, Rule, Selector, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, UPLINK_RULE_PRIORITY};
-use crate::observed::{Gap, SeenRoute, Target};
+use crate::net::{Family, Rule, Selector, SysctlKey, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, UPLINK_RULE_PRIORITY};
+use crate::observed::{Address, Gap, SeenRoute, Target};
 use crate::reconcile::default_routes;
 use crate::sorted;
-
-/// Mark and mask of the VPC CNI's rule 1024.
-const MARK: (u32, u32) = (0x80, 0x80);
 
 pub fn kernel_rules_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let rules = facts.rules()?;
@@ -46,22 +43,50 @@ pub fn kernel_rules_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     Ok(found)
 }
 
-pub fn rules_flushed(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+/// The pods whose rules somebody removed: all of them at once, though pods that came later may have theirs. (A single
+/// one without is another matter.)
+fn flushed(facts: &Facts) -> Result<BTreeSet<IpAddr>, Gap> {
     let pods = facts.pods()?;
-    if pods.are_of_vpc_cni() {
-        return Ok(Vec::new());
-    }
     let links = facts.pod_links()?;
-    let orphans: Vec<IpAddr> =
-        pods.routes.iter().filter(|(_, index)| links.contains_key(index)).map(|(pod, _)| *pod).collect();
-    if orphans.is_empty() {
+    let here = pods.routes.iter().filter(|(_, index)| links.contains_key(index)).map(|(pod, _)| *pod);
+    let lacking = sorted::set(here.filter(|pod| !pods.from.contains_key(pod)));
+    let bare = sorted::set(lacking.iter().copied().filter(|pod| !pods.to.contains_key(pod)));
+    let mut flushed = if bare.len() > 1 || !pods.are_of_vpc_cni() { bare } else { BTreeSet::new() };
+    for pod in lacking {
+        // Its rule 512 somebody has put back.
+        if is_of_secondary_subnet(facts, pod)? {
+            flushed.insert(pod);
+        }
+    }
+    Ok(flushed)
+}
+
+/// Whether an address is of the subnet of an uplink that is not the first one, and the first one has no such subnet.
+fn is_of_secondary_subnet(facts: &Facts, address: IpAddr) -> Result<bool, Gap> {
+    let main = facts.table(family_of_host(address), TABLE_MAIN)?;
+    let defaults = main.iter().filter(|route| route.to.network_length() == 0);
+    let first = sorted::set(defaults.flat_map(SeenRoute::hops).filter_map(|hop| hop.oif));
+    let addresses = facts.observed.addresses()?.iter();
+    let around = addresses.filter(|it| !it.subnet.is_host_address() && it.subnet.contains(&address));
+    let around = sorted::set(around.map(|it| it.index));
+    Ok(!first.is_empty() && !around.is_empty() && around.is_disjoint(&first))
+}
+
+pub fn rules_flushed(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let flushed = flushed(facts)?;
+    if flushed.is_empty() {
         return Ok(Vec::new());
     }
+    let which = if facts.pods()?.are_of_vpc_cni() {
+        format!("whose rules {TO_POD} and {FROM_POD}, or one of them, are gone")
+    } else {
+        format!("and there is not one rule {TO_POD} or {FROM_POD}")
+    };
     let evidence = format!(
-        "the main table has routes to {} pods ({}), and there is not one rule {TO_POD} or {FROM_POD}: something removed \
-         them all at once, as systemd-networkd does when it restarts, or nm-cloud-setup. The CNI does not make them again",
-        orphans.len(),
-        shortened(&orphans)
+        "the main table has routes to {} pods ({}), {which}: something removed them all at once, as systemd-networkd does \
+         when it restarts, or nm-cloud-setup. The CNI does not make them again",
+        flushed.len(),
+        shortened(&flushed)
     );
     let cure = "# recreate the pods of this node, after the cause is cured: kubectl drain NODE --ignore-daemonsets, \
         then kubectl uncordon NODE";
@@ -104,7 +129,8 @@ fn broken<'a>(facts: &'a Facts) -> Result<Vec<Broken<'a>>, Gap> {
 
 /// The commands that mend a table; or what to do where its gateway is not certain.
 fn mend(facts: &Facts, broken: &Broken) -> Result<String, Gap> {
-    let plan = default_routes::plan(facts.desired, &facts.observed)?;
+    // What node-fixer may do itself is not asked here.
+    let plan = default_routes::plan_of(&[broken.family], facts.desired, &facts.observed)?;
     let ours = plan.steps.iter().filter(|step| match &step.change {
         Change::AddRoute(route) => (route.family(), route.table) == (broken.family, broken.table),
         _ => false,
@@ -112,8 +138,9 @@ fn mend(facts: &Facts, broken: &Broken) -> Result<String, Gap> {
     let commands: Vec<String> = ours.map(|step| step.change.to_string()).collect();
     Ok(if commands.is_empty() {
         format!(
-            "# nothing tells the gateway for certain; node-fixer --dry-run says what it found. Add it by hand: ip route add \
-             default via GATEWAY dev DEV table {}",
+            "# nothing tells the gateway for certain; node-fixer --dry-run says what it found, where default_routes is on. Add \
+             it by hand: {} route add default via GATEWAY dev DEV table {}",
+            broken.family.ip_command(),
             broken.table
         )
     } else {
@@ -190,17 +217,22 @@ pub fn table_flushed(facts: &Facts) -> Result<Vec<Finding>, Gap> {
 }
 
 pub fn leaked_rules(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    // What another's rule waits for, a tunnel that is down for instance, nobody can know here. But what the VPC CNI has a
+    // rule for is a pod or an address of this node.
+    if !facts.pods()?.are_of_vpc_cni() {
+        return Ok(Vec::new());
+    }
     let mut found = Vec::new();
     for (broken, alive) in empty(facts)? {
         if !alive.is_empty() {
             continue;
         }
+        let of_cni = |rule: &&Rule| matches!(rule.priority, FROM_POD | UPLINK_RULE_PRIORITY);
+        let to_it = |rule: &&Rule| (rule.family, rule.table) == (broken.family, broken.table);
         let mut gone = BTreeSet::new();
         let mut rules = Vec::new();
-        for rule in facts.rules()?.into_iter().filter(|it| (it.family, it.table) == (broken.family, broken.table)) {
-            if let Some(source) = host(rule.selector.from.as_ref()).filter(|source| broken.sources.contains(source))
-                && is_gone(facts, rule, source)?
-            {
+        for rule in facts.rules()?.into_iter().filter(of_cni).filter(to_it) {
+            if let Some(source) = host(rule.selector.from.as_ref()).filter(|source| broken.sources.contains(source)) {
                 gone.insert(source);
                 rules.push(rule.command("del"));
             }
@@ -220,18 +252,6 @@ pub fn leaked_rules(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     Ok(found)
 }
 
-/// Whether a source that is neither a pod with a route nor an address of this node is gone for certain. Behind a bridge
-/// or any other subnet it may live; but what the VPC CNI has a rule for is one of the two.
-fn is_gone(facts: &Facts, rule: &Rule, source: IpAddr) -> Result<bool, Gap> {
-    if matches!(rule.priority, FROM_POD | UPLINK_RULE_PRIORITY) && facts.pods()?.are_of_vpc_cni() {
-        return Ok(true);
-    }
-    let tables = facts.named_tables()?;
-    let routed = tables.values().flat_map(|routes| routes.iter()).map(|route| route.to);
-    let mut near = facts.observed.addresses()?.iter().map(|address| address.subnet).chain(routed);
-    Ok(!near.any(|prefix| prefix.network_length() > 0 && prefix.contains(&source)))
-}
-
 pub fn pod_address_local(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let pods = facts.pods()?;
     let links = facts.pod_links()?;
@@ -240,7 +260,8 @@ pub fn pod_address_local(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         pods.routes.get(address).is_some_and(|index| links.contains_key(index))
     };
     let mut found = Vec::new();
-    for address in facts.observed.addresses()?.iter().filter(|address| is_pod(&address.local)) {
+    let addresses = facts.observed.addresses()?;
+    for address in addresses.iter().filter(|address| is_pod(&address.local)) {
         let name = facts.name_of(address.index)?;
         let evidence = format!(
             "{} is a pod's address by its route, and an address of {name} as well: this node takes the \
@@ -248,8 +269,16 @@ pub fn pod_address_local(facts: &Facts) -> Result<Vec<Finding>, Gap> {
              nm-cloud-setup and ec2-net-utils do",
             address.local
         );
-        let length = address.subnet.network_length();
-        let cure = format!("ip addr del {}/{length} dev {name}", address.local);
+        // The first address of a subnet takes the others along when it goes, and the last one the interface's routes.
+        let behind = |it: &&Address| it.secondary && (it.index, it.subnet) == (address.index, address.subnet);
+        let mut cure = String::new();
+        if !address.secondary
+            && addresses.iter().any(|it| behind(&it))
+            && let Some(Some(name)) = facts.observed.names([address.index])?.first()
+        {
+            cure = SysctlKey::conf_of(name, "promote_secondaries").command("1") + " && ";
+        }
+        cure += &format!("ip addr del {}/{} dev {name}", address.local, address.length);
         found.push(Finding::new(evidence, None, cure));
     }
     Ok(found)
@@ -261,9 +290,10 @@ pub fn pod_without_rule(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     if !pods.are_of_vpc_cni() {
         return Ok(Vec::new());
     }
+    let flushed = flushed(facts)?;
     let mut bare: BTreeMap<IpAddr, &crate::net::IfName> = BTreeMap::new();
     for (pod, index) in &pods.routes {
-        if let Some(name) = links.get(index).filter(|_| !pods.to.contains_key(pod)) {
+        if let Some(name) = links.get(index).filter(|_| !pods.to.contains_key(pod) && !flushed.contains(pod)) {
             bare.insert(*pod, name);
         }
     }
@@ -301,7 +331,9 @@ pub fn rule_without_pod(facts: &Facts) -> Result<Vec<Finding>, Gap> {
          there and lost its route",
         shortened(leaked.iter().map(|(pod, _)| pod))
     );
-    let commands: Vec<String> = leaked.iter().map(|(_, rule)| rule.command("del")).collect();
+    let from = leaked.iter().filter_map(|(pod, _)| pods.from.get(pod)).flatten();
+    let rules = leaked.iter().map(|(_, rule)| *rule).chain(from);
+    let commands: Vec<String> = rules.map(|rule| rule.command("del")).collect();
     let cure =
         format!("# where `crictl pods` and `kubectl get pods -o wide` know no such pod:\n{}", commands.join("\n"));
     Ok(vec![Finding::new(evidence, None, cure)])

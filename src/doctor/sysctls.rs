@@ -3,19 +3,22 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Finding;
+use super::cure::{after, beside, write_command};
 use super::facts::{Facts, shortened};
 use super::ini::Place;
 use crate::desired::{Mode, RpFilter};
-use crate::net::{IfName, SysctlKey, shell_word};
-use crate::observed::Gap;
-use crate::sysctl_d::{ConfFile, Occasion, Setting, Settings};
+use crate::net::{FORWARD, FORWARD_OF_ALL, Family, IfName, SysctlKey, TABLE_MAIN, family_of, shell_word};
+use crate::observed::{Gap, SeenRoute};
+use crate::sorted;
+use crate::sysctl_d::{ConfFile, OURS, Occasion, Setting, Settings};
 
 /// Where a cure for rp_filter goes: after the files of distributions.
 const RP_FILTER_FILE: &str = "/etc/sysctl.d/90-rp-filter.conf";
-const IP_FORWARD_FILE: &str = "/etc/sysctl.d/90-ip-forward.conf";
+/// The switch of IPv6 forwarding: where it is 0, that of no interface counts.
+const FORWARD_V6: &str = "net/ipv6/conf/all/forwarding";
 
 /// The pseudo-interface whose values new interfaces copy.
 const DEFAULT: &[u8] = b"default";
@@ -54,10 +57,10 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         return Ok(Vec::new());
     }
     let links = facts.names()?;
-    let names = || [DEFAULT].into_iter().chain(links.values().map(|name| name.as_bytes()));
-    let wanted = || names().filter(|name| wish.interfaces.is_match(name));
+    let names: Vec<&[u8]> = [DEFAULT].into_iter().chain(links.values().map(|name| name.as_bytes())).collect();
+    let wanted: Vec<&[u8]> = names.iter().copied().filter(|name| wish.interfaces.is_match(name)).collect();
     let mut by_file: BTreeMap<&Path, BTreeMap<usize, Said>> = BTreeMap::new();
-    for name in wanted() {
+    for name in &wanted {
         if let Some(setting) = offender(&facts.files.sysctl, wish, name) {
             let lines = by_file.entry(&setting.file).or_default();
             lines.entry(setting.line).or_insert((setting, Vec::new())).1.push(shell_word(name));
@@ -66,12 +69,21 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     if by_file.is_empty() {
         return Ok(Vec::new());
     }
-    let others: Vec<&[u8]> = names().filter(|name| !wish.interfaces.is_match(name)).collect();
-    let proposal = proposal(&facts.files.sysctl, wish, &wanted().collect::<Vec<_>>(), &others);
-    let after = facts.files.sysctl.with(proposal.clone());
+    let settings = &facts.files.sysctl;
+    let patterns: Vec<_> = wanted.iter().map(|name| pattern(wish, name, &names)).collect();
+    let to_come = patterns.iter().flatten().map(|pattern| pattern.to_come.as_slice());
+    let offenders = wanted.iter().copied().chain(to_come.clone()).filter_map(|name| offender(settings, wish, name));
+    let last = offenders.filter_map(|line| line.file.file_name()).map(OsStrExt::as_bytes).max();
+    let existing: Vec<&ConfFile> = settings.files().iter().collect();
+    let make = |path| proposal(settings, wish, path, &wanted, &patterns);
+    let proposal = beside(&existing, &after(RP_FILTER_FILE, last), &make);
+    let cured = settings.with(proposal.clone());
     let udev = facts.files.udev_rule.as_ref().map_or(String::new(), |place| {
         format!(", and again for each interface that appears, by udev ({place}), whoever has set it meanwhile")
     });
+    // Node-fixer's own file leaves the last word to an operator's.
+    let ours_wins = last.is_none_or(|last| Path::new(OURS).file_name().is_some_and(|ours| last < ours.as_bytes()));
+    let or_ours = if ours_wins { "  # or have node-fixer keep such a file: rp_filter.persist" } else { "" };
     let mut found = Vec::new();
     for (file, lines) in by_file {
         let said = lines.values().map(|(setting, names)| {
@@ -84,16 +96,15 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
             wish.value.number(),
             wish.value
         );
-        let beaten = wanted().all(|name| offender(&after, wish, name).is_none_or(|line| line.file != file));
+        let is_beaten = |name| offender(&cured, wish, name).is_none_or(|line| line.file != file);
+        let beaten = wanted.iter().copied().chain(to_come.clone()).all(is_beaten);
         let cure = if beaten {
-            format!(
-                "{} && sysctl -p {RP_FILTER_FILE}  # or have node-fixer keep such a file: rp_filter.persist",
-                write_command(&proposal)
-            )
+            let path = shell_word(proposal.path.as_os_str().as_bytes());
+            format!("{} && sysctl -p {path}{or_ours}", write_command(&proposal))
         } else {
             let numbers: Vec<_> = lines.keys().map(usize::to_string).collect();
             format!(
-                "# no file can overrule line {} of {}: delete it",
+                "# delete line {} of {}: a file that comes after it would not overrule it for every interface",
                 numbers.join(", "),
                 shell_word(file.as_os_str().as_bytes())
             )
@@ -105,9 +116,37 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     Ok(found)
 }
 
-/// A file that has the wanted value written to these interfaces, those of the future included where a pattern finds
-/// no other interface of today.
-fn proposal(settings: &Settings, wish: &RpFilter, names: &[&[u8]], others: &[&[u8]]) -> ConfFile {
+/// What a line says of an interface and its like, those of the future included.
+struct Pattern {
+    /// In the place of the name.
+    glob: Vec<u8>,
+    /// A name that an interface may get and that nobody has.
+    to_come: Vec<u8>,
+}
+
+/// The pattern for a name; none where it would find an interface that is not wanted.
+fn pattern(wish: &RpFilter, name: &[u8], names: &[&[u8]]) -> Option<Pattern> {
+    let stem = name.get(..name.iter().take_while(|byte| byte.is_ascii_lowercase()).count())?;
+    let is_strange = |it: &&[u8]| it.starts_with(stem) && !wish.interfaces.is_match(it);
+    // `all` is written in no case.
+    if stem.is_empty() || stem == name || b"all".starts_with(stem) || names.iter().any(is_strange) {
+        return None;
+    }
+    let (_, start) = name.split_last()?;
+    let mut free =
+        [start, name].into_iter().flat_map(|start| (b'0'..=b'9').map(move |digit| [start, &[digit]].concat()));
+    let to_come = free.find(|new| wish.interfaces.is_match(new) && !names.contains(&new.as_slice()))?;
+    Some(Pattern { glob: [stem, b"*"].concat(), to_come })
+}
+
+/// A file that has the wanted value written to these interfaces.
+fn proposal(
+    settings: &Settings,
+    wish: &RpFilter,
+    path: PathBuf,
+    names: &[&[u8]],
+    patterns: &[Option<Pattern>],
+) -> ConfFile {
     let line = |name: &[u8]| {
         let dotted = name.contains(&b'.');
         let key = if dotted {
@@ -121,34 +160,28 @@ fn proposal(settings: &Settings, wish: &RpFilter, names: &[&[u8]], others: &[&[u
     let mut lines: Vec<Vec<u8>> = Vec::new();
     let file = |lines: &[Vec<u8>]| {
         let header = b"# Keeps rp_filter as node-fixer wants it, also for interfaces that appear.\n".to_vec();
-        ConfFile { path: RP_FILTER_FILE.into(), text: [header].iter().chain(lines).flatten().copied().collect() }
+        ConfFile { path: path.clone(), text: [header].iter().chain(lines).flatten().copied().collect() }
     };
-    for name in names {
-        let stem = name.iter().take_while(|byte| byte.is_ascii_lowercase()).count();
-        let glob = name.get(..stem).filter(|stem| !stem.is_empty() && stem != name).map(|stem| [stem, b"*"].concat());
-        let alone =
-            |glob: &Vec<u8>| !others.iter().any(|other| other.starts_with(glob.strip_suffix(b"*").unwrap_or(glob)));
-        let general = glob.filter(alone).map(|glob| line(&glob)).unwrap_or_else(|| line(name));
+    // A name that would be read as a pattern, or as a key and its value, cannot be written.
+    let names = || names.iter().zip(patterns);
+    let is_plain = |name: &[u8]| !name.iter().any(|byte| b"*?[=".contains(byte));
+    for (name, pattern) in names() {
+        let general = match pattern {
+            Some(pattern) => line(&pattern.glob),
+            None if is_plain(name) => line(name),
+            None => continue,
+        };
         if !lines.contains(&general) {
             lines.push(general);
         }
     }
-    for name in names {
+    for (name, _) in names().filter(|(name, _)| is_plain(name)) {
         // A pattern loses against a line that names the interface.
         if offender(&settings.with(file(&lines)), wish, name).is_some() && !lines.contains(&line(name)) {
             lines.push(line(name));
         }
     }
     file(&lines)
-}
-
-/// The command that writes a file.
-pub fn write_command(file: &ConfFile) -> String {
-    let text = String::from_utf8_lossy(&file.text);
-    let lines: Vec<_> = text.lines().map(|line| shell_word(line.as_bytes()).into_owned()).collect();
-    let path = shell_word(file.path.as_os_str().as_bytes()).into_owned();
-    let directory = file.path.parent().map_or("/".into(), |parent| shell_word(parent.as_os_str().as_bytes()));
-    format!("mkdir -p {directory} && printf '%s\\n' {} > {path}", lines.join(" "))
 }
 
 pub fn rp_filter_all(facts: &Facts) -> Result<Vec<Finding>, Gap> {
@@ -191,29 +224,69 @@ pub fn rp_filter_all(facts: &Facts) -> Result<Vec<Finding>, Gap> {
 }
 
 pub fn ip_forward_off(facts: &Facts) -> Result<Vec<Finding>, Gap> {
-    let seen = facts.observed.sysctls([SysctlKey::from_path(b"net/ipv4/ip_forward")])?;
-    if seen.first().copied().flatten().is_none_or(|value| value.trim() != "0") {
-        return Ok(Vec::new());
-    }
-    let need = match () {
-        () if facts.desired.masquerade.iter().any(|it| it.to_masquerade().source.is_ipv4()) => "masquerade is declared",
-        () if !facts.desired.bridges.is_empty() => "bridges are declared",
-        () if facts.pods()?.are_of_vpc_cni() => "pods have their rules here",
-        () => return Ok(Vec::new()),
+    let v4 = forwarding_off(facts, Family::V4)?;
+    Ok(v4.into_iter().chain(forwarding_off(facts, Family::V6)?).collect())
+}
+
+fn forwarding_off(facts: &Facts, family: Family) -> Result<Option<Finding>, Gap> {
+    // The switch, its other name, the file of a cure.
+    let (switch, alias, file) = match family {
+        Family::V4 => (FORWARD, FORWARD_OF_ALL, "/etc/sysctl.d/90-ip-forward.conf"),
+        Family::V6 => (FORWARD_V6, FORWARD_V6, "/etc/sysctl.d/90-ipv6-forward.conf"),
     };
-    let off = |key: &[u8]| facts.files.sysctl.winner(key, Occasion::Boot).filter(|line| number(line) == Some(0));
-    let line = off(b"net/ipv4/ip_forward").or_else(|| off(b"net/ipv4/conf/all/forwarding"));
-    let by = line.map_or("no file of sysctl.d says so".into(), |line| format!("{} says so", line.place()));
-    let evidence = format!("net.ipv4.ip_forward is 0, and {by}; but {need}, and nothing of theirs is forwarded");
-    let text = "# What goes through this node is forwarded.\nnet.ipv4.ip_forward = 1\n";
-    let proposal = ConfFile { path: IP_FORWARD_FILE.into(), text: text.into() };
-    let mut cure = format!("sysctl -w net.ipv4.ip_forward=1 && {}", write_command(&proposal));
-    let still = facts.files.sysctl.with(proposal.clone());
-    let beaten = |key: &[u8]| still.winner(key, Occasion::Boot).is_none_or(|line| number(line) != Some(0));
-    if let Some(line) = line
-        && !(beaten(b"net/ipv4/ip_forward") && beaten(b"net/ipv4/conf/all/forwarding"))
-    {
+    let key = SysctlKey::from_path(switch.as_bytes());
+    let seen = facts.observed.sysctls([key.clone()])?;
+    if seen.first().copied().flatten().is_none_or(|value| value.trim() != "0") {
+        return Ok(None);
+    }
+    let pods = facts.pods()?;
+    let mut pods = pods.to.keys().chain(pods.from.keys());
+    let need = match () {
+        () if facts.desired.masquerade.iter().any(|it| family_of(&it.to_masquerade().source) == family) => {
+            "masquerade is declared"
+        }
+        () if family == Family::V4 && !facts.desired.bridges.is_empty() => "bridges are declared",
+        () if pods.any(|pod| Family::of(*pod) == family) => "pods have their rules here",
+        () => return Ok(None),
+    };
+    let mut wanted: Vec<(SysctlKey, &str)> = Vec::new();
+    if family == Family::V6 {
+        wanted.extend(by_advertisement(facts)?.into_iter().map(|key| (key, "2")));
+    }
+    wanted.push((key.clone(), "1"));
+    let winner = |settings: &Settings| {
+        let off = |key: &&str| {
+            settings.winner(key.as_bytes(), Occasion::Boot).filter(|line| number(line) == Some(0)).cloned()
+        };
+        [switch, alias].iter().find_map(off)
+    };
+    let line = winner(&facts.files.sysctl);
+    let by = line.as_ref().map_or("no file of sysctl.d says so".into(), |line| format!("{} says so", line.place()));
+    let evidence = format!("{key} is 0, and {by}; but {need}, and nothing of theirs is forwarded");
+    let last = line.as_ref().and_then(|line| line.file.file_name()).map(OsStrExt::as_bytes);
+    let line_of = |(key, value): &(SysctlKey, &str)| [key.path().as_slice(), b" = ", value.as_bytes(), b"\n"].concat();
+    let said: Vec<u8> = wanted.iter().flat_map(line_of).collect();
+    let existing: Vec<&ConfFile> = facts.files.sysctl.files().iter().collect();
+    let text = [&b"# What goes through this node is forwarded.\n"[..], &said].concat();
+    let proposal = beside(&existing, &after(file, last), &|path| ConfFile { path, text: text.clone() });
+    let now: String = wanted.iter().map(|(key, value)| key.command(value) + " && ").collect();
+    let mut cure = now + &write_command(&proposal);
+    if let Some(line) = line.as_ref().filter(|_| winner(&facts.files.sysctl.with(proposal.clone())).is_some()) {
         cure += &format!("  # and delete line {} of {}", line.line, shell_word(line.file.as_os_str().as_bytes()));
     }
-    Ok(vec![Finding::new(evidence, line.map(place), cure).with(vec![proposal])])
+    Ok(Some(Finding::new(evidence, line.as_ref().map(place), cure).with(vec![proposal])))
+}
+
+/// The accept_ra of the interfaces whose default route is from router advertisements: at 1 the kernel drops it when it
+/// begins to forward.
+fn by_advertisement(facts: &Facts) -> Result<Vec<SysctlKey>, Gap> {
+    const PROTO_RA: u8 = 9;
+    let names = facts.names()?;
+    let defaults = facts.table(Family::V6, TABLE_MAIN)?.iter().filter(|route| route.to.network_length() == 0);
+    let advertised = defaults.filter(|route| route.protocol == PROTO_RA).flat_map(SeenRoute::hops);
+    let uplinks = sorted::set(advertised.filter_map(|hop| names.get(&hop.oif?)));
+    let key = |name: &&&IfName| SysctlKey::from_path(&[b"net/ipv6/conf/", name.as_bytes(), b"/accept_ra"].concat());
+    let keys: Vec<SysctlKey> = uplinks.iter().map(key).collect();
+    let values = facts.observed.sysctls(keys.iter().cloned())?;
+    Ok(keys.into_iter().zip(values).filter(|(_, value)| *value == Some("1")).map(|(key, _)| key).collect())
 }

@@ -22,10 +22,15 @@ use crate::sorted;
 
 /// What differs.
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
+    plan_of(&desired.default_routes.families, desired, observed)
+}
+
+/// What differs in these families, wanted or not.
+pub fn plan_of(families: &[Family], desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let live = observed.rules()?;
     let declared = rules::declared(desired);
     let mut plan = Plan::default();
-    for family in sorted::set(desired.default_routes.families.iter().copied()) {
+    for family in sorted::set(families.iter().copied()) {
         let rules = rules::afterwards(live, &declared).filter(|rule| rule.family == family).collect();
         let node = Policy { desired, observed, family, rules };
         let (mut served, mut unserved) = (BTreeSet::new(), Vec::new());

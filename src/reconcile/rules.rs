@@ -64,7 +64,7 @@ fn goes(rule: &Rule, declared: &[Rule]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::Selector;
+    use crate::net::{Family, Selector};
     use crate::reconcile::testing::{desired, observed, rule};
 
     #[test]
@@ -110,7 +110,7 @@ mod tests {
             let commands: Vec<_> = plan.steps.iter().map(|step| step.change.to_string()).collect();
             assert_eq!(commands, expected, "{case}");
         }
-        let odd = observed(|seen| seen.rules = Some(Ok(vec![SeenRule::Other])));
+        let odd = observed(|seen| seen.rules = Some(Ok(vec![SeenRule::Other { family: Family::V4, priority: 5 }])));
         assert_eq!(plan(&desired("{}"), &odd), Ok(Plan::default()), "what is not understood is not deleted");
     }
 }

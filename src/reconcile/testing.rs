@@ -232,7 +232,7 @@ impl Model {
     fn add_rule(&mut self, text: &str) {
         let words: Vec<&str> = text.split_whitespace().collect();
         if words.contains(&"other") {
-            return self.rules.push(SeenRule::Other);
+            return self.rules.push(SeenRule::Other { family: Family::V4, priority: words[0].parse().unwrap() });
         }
         let value = |key| words.iter().position(|word| *word == key).map(|at| words[at + 1]);
         let prefix = |key| value(key).map(|prefix: &str| prefix.parse::<IpCidr>().unwrap());

@@ -451,8 +451,11 @@ pub fn seen_rule(payload: &[u8]) -> Result<Option<SeenRule>, NetlinkError> {
     if mask != 0 {
         selector.fwmark = Some((mark, mask));
     }
-    let rule = Rule { family, priority, selector, table, protocol };
-    Ok(Some(if plain { SeenRule::Lookup(rule) } else { SeenRule::Other }))
+    Ok(Some(if plain {
+        SeenRule::Lookup(Rule { family, priority, selector, table, protocol })
+    } else {
+        SeenRule::Other { family, priority }
+    }))
 }
 
 /// Reads a link (struct ifinfomsg, IFLA_*).
@@ -637,18 +640,19 @@ mod tests {
             message.attributes.push(RuleAttribute::Other(DefaultNla::new(kind, value.into())));
             seen_rule(&emitted(&message)).unwrap().unwrap()
         };
+        let other = SeenRule::Other { family: a_rule().family, priority: a_rule().priority };
         assert_eq!(add(14, &[0xff; 4]).lookup(), Some(&a_rule()), "no suppression");
         for (kind, value) in [(14, &[0; 4][..]), (13, &[0; 4]), (19, &[1]), (20, &[0; 8]), (24, &[0; 4]), (99, &[1])] {
-            assert_eq!(add(kind, value), SeenRule::Other, "attribute {kind}");
+            assert_eq!(add(kind, value), other, "attribute {kind}");
         }
         let header = |change: fn(&mut [u8])| {
             let mut bytes = emitted(&rule(&a_rule()).unwrap());
             change(&mut bytes);
             seen_rule(&bytes).unwrap().unwrap()
         };
-        assert_eq!(header(|bytes| bytes[3] = 0x10), SeenRule::Other, "tos");
-        assert_eq!(header(|bytes| bytes[7] = 6), SeenRule::Other, "blackhole");
-        assert_eq!(header(|bytes| bytes[8] = 2), SeenRule::Other, "not");
+        assert_eq!(header(|bytes| bytes[3] = 0x10), other, "tos");
+        assert_eq!(header(|bytes| bytes[7] = 6), other, "blackhole");
+        assert_eq!(header(|bytes| bytes[8] = 2), other, "not");
         assert_eq!(header(|bytes| bytes[8] = 8).lookup(), Some(&a_rule()), "its iif is not there just now");
     }
 

@@ -249,17 +249,27 @@ fn a_healthy_plain_server_has_nothing() {
     net.set_sysctl("net/ipv4/ip_forward", "0");
     assert_eq!(causes(&doctor(&net, root.path(), "", &["--output", "json"])), []);
 
-    // A container behind a bridge, or behind a router, whose tunnel is down; and one that nothing leads to.
+    // A container behind a bridge, or behind a router, whose tunnel is down; and a client of a VPN that is.
     net.ip("addr add 172.17.0.1/16 dev docker0");
     net.ip("route add 172.18.0.0/16 via 10.0.0.7");
     net.ip("rule add priority 98 from 172.17.0.5 lookup 77");
     net.ip("rule add priority 99 from 172.18.0.5 lookup 77");
+    net.ip("rule add priority 100 from 10.8.0.6 lookup 120");
     assert_eq!(causes(&doctor(&net, root.path(), "", &["--output", "json"])), []);
-    net.ip("rule add priority 97 from 172.19.0.5 lookup 77");
+
+    // The policy of a VPN, where systemd-networkd keeps nothing of others.
+    std::fs::remove_file(root.path().join("etc/systemd/networkd.conf.d/80-keep.conf")).unwrap();
+    net.ip("rule add priority 5270 lookup 52");
+    net.ip("route add 100.64.0.0/10 via 10.0.0.8 dev eth0 table 52");
+    assert_eq!(causes(&doctor(&net, root.path(), "", &["--output", "json"])), []);
+    // But where node-fixer's own are among them it matters.
+    net.ip("route add 172.16.0.0/12 via 10.0.0.5 protocol 171");
     let ran = doctor(&net, root.path(), "", &["--output", "json"]);
-    assert_eq!(causes(&ran), [("leaked_rules".into(), String::new())], "{ran:?}");
-    let cure = ran.json()["findings"][0]["cure"].as_str().unwrap().to_owned();
-    assert!(cure.contains("172.19.0.5") && cure.lines().count() == 1, "{cure}");
+    assert_eq!(causes(&ran), [("networkd_foreign_routes".into(), String::new())], "{ran:?}");
+    net.ip("rule add priority 7 from 10.0.1.10 lookup 200 protocol 171");
+    let ran = doctor(&net, root.path(), "", &["--output", "json"]);
+    let found: Vec<String> = causes(&ran).into_iter().map(|(cause, _)| cause).collect();
+    assert_eq!(found, ["networkd_foreign_rules", "networkd_foreign_routes"], "{ran:?}");
 }
 
 #[test]
@@ -363,6 +373,111 @@ fn nothing_is_written_over_or_through_a_link() {
 }
 
 #[test]
+fn a_cure_leaves_files_that_are_there_as_they_are() {
+    let patient = Patient::of_vpc_cni();
+    patient.node.uplink(2);
+    let net = &patient.node.net;
+    net.ip("route add default via 10.0.2.1 dev eth2 table 3");
+    net.ip("rule add priority 32765 from 10.0.2.10 lookup 3");
+    net.set_sysctl("net/ipv4/conf/eth2/rp_filter", "2");
+    // The first cure was for eth1 alone.
+    let earlier = [
+        ("etc/systemd/network/01-node-fixer-unmanaged.network", "[Match]\nName=eth1\n\n[Link]\nUnmanaged=yes\n"),
+        ("etc/NetworkManager/conf.d/90-node-fixer.conf", "[keyfile]\nunmanaged-devices+=interface-name:eth1\n"),
+        ("etc/sysctl.d/90-rp-filter.conf", "net.ipv4.conf.eth2.rp_filter = 1\nnet.core.somaxconn = 4096\n"),
+        ("etc/sysctl.d/90-ip-forward.conf", "net.ipv4.ip_forward = 0\n"),
+        ("etc/systemd/networkd.conf.d/90-node-fixer.conf", "[Network]\nManageForeignRoutingPolicyRules=yes\n"),
+    ];
+    for (path, text) in earlier {
+        patient.file(path, text);
+    }
+    net.set_sysctl("net/ipv4/ip_forward", "0");
+    patient.networkd("eth2", "ADMIN_STATE=configured\n");
+    for (link, managed) in [("eth1", "false"), ("eth2", "true")] {
+        let device = format!("run/NetworkManager/devices/{}", patient.index(link));
+        patient.file(&device, &format!("[device]\nmanaged={managed}\n"));
+    }
+    let ran = patient.examined(&["--output", "json"]);
+    assert_eq!(causes(&ran).len(), 5, "{ran:?}");
+    for finding in ran.json()["findings"].as_array().unwrap() {
+        // What writes the file, below the root, and nothing else of the cure.
+        let cure = finding["cure"].as_str().unwrap();
+        let writes = cure.split_inclusive(" && ").filter(|it| ["mkdir ", "printf", "chmod "].contains(&&it[..6]));
+        let root = format!(" {}/etc/", patient.root.path().display());
+        let script = writes.collect::<String>().replace(" /etc/", &root);
+        let script = script.split("  # ").next().unwrap().trim_end_matches(" && ");
+        net.run("sh", &["-ec", &format!("umask 077; {script}")]);
+    }
+    for (path, text) in earlier {
+        let at = patient.root.path().join(path);
+        assert_eq!(std::fs::read_to_string(&at).unwrap(), text, "{path}");
+        let (name, suffix) = path.rsplit_once('.').unwrap();
+        let new = std::fs::metadata(patient.root.path().join(format!("{name}2.{suffix}"))).unwrap();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&new.permissions()) & 0o777, 0o644, "{path}");
+    }
+    let text = |path: &str| std::fs::read_to_string(patient.root.path().join(path)).unwrap();
+    assert!(text("etc/systemd/network/01-node-fixer-unmanaged2.network").contains("Name=eth1 eth2\n"));
+    let both = "unmanaged-devices+=interface-name:eth1;interface-name:eth2\n";
+    assert!(text("etc/NetworkManager/conf.d/90-node-fixer2.conf").contains(both));
+    net.set_sysctl("net/ipv4/ip_forward", "1");
+    let left: Vec<String> = patient.causes().into_iter().map(|(cause, _)| cause).collect();
+    assert_eq!(left, ["networkd_manages_uplink", "networkmanager_manages_uplink"], "the managers themselves tell");
+    // What is there with this very text needs no second file.
+    let ran = patient.examined(&["--output", "json"]);
+    assert!(ran.json()["findings"][0]["cure"].as_str().unwrap().contains("unmanaged2.network"), "{ran:?}");
+}
+
+#[test]
+fn a_file_that_cures_holds_for_interfaces_to_come() {
+    for (file, proposed) in [
+        ("99-zz.conf", "etc/sysctl.d/99-zz.rp-filter.conf"),
+        ("~.conf", "etc/sysctl.d/~.rp-filter.conf"),
+        ("50-redhat.conf", "etc/sysctl.d/90-rp-filter.conf"),
+    ] {
+        let patient = Patient::of_vpc_cni();
+        patient.file(&format!("etc/sysctl.d/{file}"), "net.ipv4.conf.*.rp_filter = 1\n");
+        let (_, cure) = patient.only("rp_filter_sysctl", &format!("/etc/sysctl.d/{file}:1"));
+        assert_eq!(cure.contains("rp_filter.persist"), file < "90-node-fixer.conf", "its file would lose: {cure}");
+        let review = tempfile::tempdir().unwrap();
+        patient.examined(&["--write", review.path().to_str().unwrap()]).expect(1);
+        patient.file(proposed, &std::fs::read_to_string(review.path().join(proposed)).unwrap());
+        assert_eq!(patient.causes(), [], "{file}");
+        patient.node.net.ip("link add eni0000000000a type veth peer name new");
+        patient.node.uplink(2);
+        assert_eq!(patient.causes(), [], "{file}: interfaces that have come since");
+    }
+    // A pattern that stands in an earlier file with the same value stays there, and loses for interfaces to come.
+    let patient = Patient::of_vpc_cni();
+    patient.file("etc/sysctl.d/60-ours.conf", "net.ipv4.conf.eth*.rp_filter = 2\n");
+    patient.file("etc/sysctl.d/99-zz.conf", "net.ipv4.conf.*.rp_filter = 1\n");
+    let (_, cure) = patient.only("rp_filter_sysctl", "/etc/sysctl.d/99-zz.conf:1");
+    assert!(cure.starts_with("# delete line 1 of /etc/sysctl.d/99-zz.conf"), "{cure}");
+}
+
+#[test]
+fn no_cure_writes_conf_all() {
+    let patient = Patient::of_vpc_cni();
+    let net = &patient.node.net;
+    patient.file("etc/sysctl.d/50-x.conf", "net.ipv4.conf.*.rp_filter = 1\n");
+    net.ip("link add al0 type veth peer name al1");
+    net.ip("link add ?ll type veth peer name a*1");
+    for (interfaces, expected) in [
+        ("^(default|al[0-9]+)$", "-net.ipv4.conf.al1.rp_filter = 2\n-net.ipv4.conf.al0.rp_filter = 2\n"),
+        ("^(default|eth1)$", "-net.ipv4.conf.eth1.rp_filter = 2\n"),
+    ] {
+        let config = format!("rp_filter: {{interfaces: '{interfaces}'}}");
+        let review = tempfile::tempdir().unwrap();
+        doctor(net, patient.root.path(), &config, &["--write", review.path().to_str().unwrap()]).expect(1);
+        let text = std::fs::read_to_string(review.path().join("etc/sysctl.d/90-rp-filter.conf")).unwrap();
+        let expected = "-net.ipv4.conf.default.rp_filter = 2\n".to_owned() + expected;
+        assert_eq!(text.split_once('\n').unwrap().1, expected, "{interfaces}");
+    }
+    let ran = doctor(net, patient.root.path(), "rp_filter: {interfaces: ''}", &["--output", "json"]);
+    let cure = ran.json()["findings"][0]["cure"].as_str().unwrap().to_owned();
+    assert!(cure.starts_with("# delete line 1"), "a name that is a pattern cannot be written: {cure}");
+}
+
+#[test]
 fn networkd_removes_what_is_not_its_own() {
     let patient = Patient::of_vpc_cni();
     let drop_in = "etc/systemd/networkd.conf.d/80-release.conf";
@@ -406,8 +521,11 @@ fn others_have_policy_rules_beside_the_cni() {
     let patient = Patient::of_vpc_cni();
     let net = &patient.node.net;
     patient.file("usr/lib/systemd/system/nm-cloud-setup.timer", "[Timer]\nOnBootSec=5m\n");
-    for (priority, table) in [(30200, 30200), (30350, 254), (30400, 30400)] {
-        net.ip(&format!("rule add priority {priority} from 10.0.1.10 lookup {table}"));
+    net.ip("rule add priority 30350 lookup main suppress_prefixlength 0");
+    let (evidence, cure) = patient.only("nm_cloud_setup", "/usr/lib/systemd/system/nm-cloud-setup.timer:2");
+    assert!(evidence.contains("rules 30350:") && cure.ends_with("\nip rule del priority 30350"), "{evidence} {cure}");
+    for table in [30200, 30400] {
+        net.ip(&format!("rule add priority {table} from 10.0.1.10 lookup {table}"));
     }
     net.ip("route add 10.0.1.0/24 dev eth1 table 30200");
     net.ip("route add default via 10.0.1.1 dev eth1 table 30400");
@@ -451,6 +569,24 @@ fn a_pods_address_is_configured_here() {
 }
 
 #[test]
+fn the_cure_of_a_pods_address_keeps_the_uplinks_other_addresses() {
+    let patient = Patient::of_vpc_cni();
+    let net = &patient.node.net;
+    // The pod's address comes first, and the uplink's own is secondary to it.
+    net.ip("addr flush dev eth1");
+    net.set_sysctl("net/ipv4/conf/all/promote_secondaries", "0");
+    net.set_sysctl("net/ipv4/conf/eth1/promote_secondaries", "0");
+    for address in ["10.0.1.101/24", "10.0.1.10/24"] {
+        net.ip(&format!("addr add {address} dev eth1"));
+    }
+    net.ip("route add 10.0.1.1 dev eth1 scope link table 2");
+    net.ip("route add default via 10.0.1.1 dev eth1 table 2");
+    let (_, cure) = patient.only("pod_address_local", "");
+    patient.is_cured_by(&cure);
+    assert_eq!(net.ip_json("-4 addr show dev eth1")[0]["addr_info"][0]["local"], "10.0.1.10");
+}
+
+#[test]
 fn a_pod_has_a_route_and_no_rule() {
     let patient = Patient::of_vpc_cni();
     patient.node.net.ip("rule del priority 512 to 10.0.1.100 lookup main");
@@ -469,6 +605,27 @@ fn a_rule_leads_to_a_pod_that_is_gone() {
 }
 
 #[test]
+fn it_is_not_blind_where_no_pod_has_a_route() {
+    let patient = Patient::of_vpc_cni();
+    let net = &patient.node.net;
+    for (pod, link) in [(100, "eni00000000064"), (101, "eni00000000065")] {
+        net.ip(&format!("route del 10.0.1.{pod}/32 dev {link}"));
+    }
+    let found = || patient.causes().into_iter().map(|(cause, _)| cause).collect::<Vec<_>>();
+    assert_eq!(found(), ["martians_without_address", "rule_without_pod"], "an interface of a pod tells of the CNI");
+    for link in ["eni00000000064", "eni00000000065"] {
+        net.ip(&format!("link del {link}"));
+    }
+    assert_eq!(found(), ["rule_without_pod"], "the rule 1024 does");
+    net.ip("rule del priority 1024");
+    assert_eq!(found(), ["mark_rule_missing", "rule_without_pod"], "512, 1536 and 32765 together do");
+    net.ip("rule add priority 1024 fwmark 0x80/0x80 lookup main");
+    let (_, cure) = patient.only("rule_without_pod", "");
+    patient.is_cured_by(&cure);
+    assert!(!net.ip("rule").contains("10.0.1.100"), "all rules of such a pod go: {}", net.ip("rule"));
+}
+
+#[test]
 fn a_pods_interface_without_a_route_drops_at_loose_as_well() {
     let patient = Patient::of_vpc_cni();
     assert!(patient.node.pod(0).pings("10.0.1.100", "192.0.2.1"), "the pod reaches the world");
@@ -480,7 +637,10 @@ fn a_pods_interface_without_a_route_drops_at_loose_as_well() {
     let evidence = finding["evidence"].as_str().unwrap().to_owned();
     assert!(evidence.contains("eni00000000064 (rp_filter 2)") && evidence.contains("10.0.1.100"), "{evidence}");
     assert!(!patient.node.pod(0).pings("10.0.1.100", "192.0.2.1"), "and does not any more");
-    patient.is_cured_by(finding["cure"].as_str().unwrap());
+    // That this address is the pod's of this interface nobody knows for certain: one may be gone, the other just made.
+    let cure = finding["cure"].as_str().unwrap();
+    assert!(cure.lines().all(|line| line.starts_with('#')), "{cure}");
+    patient.is_cured_by("ip route add 10.0.1.100 dev eni00000000064 scope link");
     assert!(patient.node.pod(0).pings("10.0.1.100", "192.0.2.1"), "cured");
 }
 
@@ -548,12 +708,44 @@ fn all_rules_were_flushed() {
 }
 
 #[test]
+fn a_pod_that_came_after_the_flush_hides_it_not() {
+    let patient = Patient::of_vpc_cni();
+    let net = &patient.node.net;
+    for priority in [512, 512, 1536, 1536] {
+        net.ip(&format!("rule del priority {priority}"));
+    }
+    // One of the first uplink's subnet, which needs no rule 1536.
+    net.ip("link add eni0000000000f type veth peer name new");
+    net.ip("link set eni0000000000f up");
+    net.ip("route add 10.0.0.200 dev eni0000000000f scope link");
+    net.ip("rule add priority 512 to 10.0.0.200 lookup main");
+    let is_told = || {
+        let (evidence, cure) = patient.only("rules_flushed", "");
+        assert!(evidence.contains("2 pods (10.0.1.100, 10.0.1.101)"), "{evidence}");
+        assert!(cure.lines().all(|line| line.starts_with('#')), "{cure}");
+    };
+    is_told();
+    // Rules 512 are not all that was lost.
+    net.ip("rule add priority 512 to 10.0.1.100 lookup main");
+    net.ip("rule add priority 512 to 10.0.1.101 lookup main");
+    is_told();
+    // Where both uplinks have one subnet, it does not tell whose a pod is.
+    net.ip("addr add 10.0.1.11/24 dev eth0");
+    assert_eq!(patient.causes(), []);
+}
+
+#[test]
 fn a_lost_default_and_a_flushed_table_are_told_apart() {
     let patient = Patient::of_vpc_cni();
     let net = &patient.node.net;
     net.ip("route del default table 2");
     let (evidence, cure) = patient.only("table_host_route_only", "");
     assert!(evidence.contains("only the host route to 10.0.1.1"), "{evidence}");
+    for observing in ["{families: [ipv6], mode: observe}", "{mode: off}"] {
+        let config = format!("default_routes: {observing}");
+        let ran = doctor(net, patient.root.path(), &config, &["--output", "json"]);
+        assert_eq!(ran.json()["findings"][0]["cure"], cure, "{observing}");
+    }
     patient.is_cured_by(&cure);
 
     net.ip("addr flush dev eth1");
@@ -606,6 +798,44 @@ fn nothing_is_forwarded() {
     patient.node.net.set_sysctl("net/ipv4/ip_forward", "0");
     let (_, cure) = patient.only("ip_forward_off", "/etc/sysctl.d/60-hard.conf:1");
     let now = cure.split(" && ").next().unwrap();
+    patient.is_cured_by(now);
+}
+
+#[test]
+fn a_node_with_pods_of_ipv6_alone_forwards_that() {
+    let node = Worker::new().with_loose_rp_filter();
+    node.net.ip("rule del priority 32765");
+    node.net.ip("link add eni00000000064 type veth peer name pod0");
+    for link in ["eni00000000064", "pod0"] {
+        node.net.ip(&format!("link set {link} up"));
+    }
+    node.net.ip("-6 route add fd00:1::100 dev eni00000000064");
+    node.net.ip("-6 rule add priority 512 to fd00:1::100 lookup main");
+    node.net.ip("-6 rule add priority 1536 from fd00:1::100 lookup 2");
+    node.net.ip("-6 route add default via fd00:1::1 dev eth1 table 2");
+    node.net.set_sysctl("net/ipv4/ip_forward", "0");
+    node.net.set_sysctl("net/ipv4/conf/eni00000000064/rp_filter", "2");
+    node.net.settle();
+    let patient = Patient { node, root: tempfile::tempdir().unwrap() };
+    let net = &patient.node.net;
+    assert_eq!(patient.causes(), [], "nobody needs IPv4 forwarded");
+
+    net.ip("-6 route del fd00:1::100 dev eni00000000064");
+    patient.only("rule_without_pod", "");
+    net.ip("-6 route add fd00:1::100 dev eni00000000064");
+
+    patient.file("etc/sysctl.d/95-hard.conf", "net.ipv6.conf.all.forwarding = 0\n");
+    net.set_sysctl("net/ipv6/conf/all/forwarding", "0");
+    let (evidence, cure) = patient.only("ip_forward_off", "/etc/sysctl.d/95-hard.conf:1");
+    assert!(evidence.contains("net.ipv6.conf.all.forwarding is 0"), "{evidence}");
+    assert!(cure.contains("/etc/sysctl.d/95-hard.ipv6-forward.conf") && !cure.contains("accept_ra"), "{cure}");
+    // Who forwards takes no route from router advertisements, and loses what it has, unless accept_ra is 2.
+    net.ip("-6 route replace default via fd00:0::1 dev eth0 proto ra metric 100");
+    net.set_sysctl("net/ipv6/conf/eth0/accept_ra", "1");
+    let (_, cure) = patient.only("ip_forward_off", "/etc/sysctl.d/95-hard.conf:1");
+    let now = cure.split(" && mkdir").next().unwrap();
+    assert_eq!(now, "sysctl -w net.ipv6.conf.eth0.accept_ra=2 && sysctl -w net.ipv6.conf.all.forwarding=1");
+    assert!(cure.contains("'net/ipv6/conf/eth0/accept_ra = 2'"), "{cure}");
     patient.is_cured_by(now);
 }
 
