@@ -187,6 +187,14 @@ fn explain(common: &Common, source: IpAddr, destination: IpAddr) -> anyhow::Resu
         error!("{odd} is the broadcast address of a subnet of this node; explain takes addresses of single hosts");
         return Ok(EXIT_USAGE);
     }
+    let pairs = [(source, destination), (destination, source)];
+    if let Some((odd, other)) = pairs.into_iter().find(|(one, other)| one.is_loopback() && !fib.is_own(*other)) {
+        error!(
+            "{odd} is everybody's address of itself, and leaves no host; {other} is not this node's (explain does not look \
+             at route_localnet)"
+        );
+        return Ok(EXIT_USAGE);
+    }
     let mut seen = explain::explain(&fib, source, destination);
     let answers: anyhow::Result<Vec<_>> = seen.legs_mut().map(|leg| reader.ask(&leg.packet)).collect();
     seen.take(&fib, answers?);

@@ -40,7 +40,6 @@ fn node() -> Fib {
     let link = |index, name: &str, vrf_table| FibLink {
         index,
         name: IfName::new(name.as_bytes()).unwrap(),
-        up: true,
         group: 0,
         master: None,
         vrf_table,
@@ -119,7 +118,7 @@ fn the_reverse_path_check_is_the_kernels() {
         let packet = Packet { from: ip("192.0.2.1"), to: ip("10.0.1.100"), iif: Some(ETH1) };
         let way = route(254, "10.0.1.100/32", None, POD);
         let check = fib.check(&packet, ETH1, &way);
-        assert_eq!(check.passes, passes, "{what}: {}", check.why);
+        assert_eq!(check.passes, Some(passes), "{what}: {}", check.why);
     }
 }
 
@@ -208,6 +207,24 @@ fn what_cannot_be_judged_is_not_guessed() {
     assert!(!seen.works());
     let text = show::text(&fib, &seen);
     assert!(text.contains("not judged: the rule has an attribute that is not known here (number 99)"), "{text}");
+
+    // The way back, too: what goes to the pod does not get as far as that rule.
+    let mut fib = node();
+    let to_pod = FibRule { to: Some(prefix("10.0.1.100/32")), ..rule(8, None, Action::Lookup(254)) };
+    fib.rules.insert(1, to_pod);
+    fib.rules.insert(2, FibRule { unknown: vec![99], ..rule(9, None, Action::Lookup(2)) });
+    let reply = fib.leg(Packet { from: ip("192.0.2.1"), to: ip("10.0.1.100"), iif: Some(ETH1) });
+    assert_eq!(reply.check.as_ref().unwrap().passes, None);
+    let trouble = fib.trouble(&reply);
+    assert!(
+        trouble[0].starts_with("not judged: whether rp_filter of eth1 lets the packet from 192.0.2.1"),
+        "{trouble:?}"
+    );
+    let mut seen = pod_to_server(&fib);
+    seen.request = reply;
+    let text = show::text(&fib, &seen);
+    assert!(text.contains("rp_filter: not judged at eth1: max(all 0, eth1 2) = 2, loose; the rule has"), "{text}");
+    assert_eq!(seen.request.compare(&fib, &Err("Invalid argument".into())), None);
 
     let mut fib = node();
     fib.routes[1] = FibRoute { hops: Vec::new(), nexthop: Some(5), ..fib.routes[1].clone() };
