@@ -121,17 +121,15 @@ impl Mends {
         newly.then(|| repair.clone())
     }
 
-    /// Makes room for a repair of a section, so that no section keeps another's out: of the one that holds the most goes
-    /// what was made least often, and of that the oldest. Not what was made again, or in this run, for its own section.
+    /// Makes room for a repair of a section. So that no section keeps another's out, it goes from the one that holds the
+    /// most: what was made least often, and of that the oldest. A section's own makes room only where it was made once,
+    /// before this run: one that comes again is found sooner than one that is new.
     fn forget_one(&mut self, of: &str, now: u64) {
-        let mut held: BTreeMap<&str, usize> = BTreeMap::new();
-        for repair in &self.repairs {
-            *held.entry(&repair.reconciler).or_default() += 1;
-        }
-        let Some((most, _)) = held.into_iter().max_by_key(|(_, count)| *count) else { return };
+        let held = |section: &String| self.repairs.iter().filter(|repair| repair.reconciler == *section).count();
+        let Some(most) = self.sections.keys().max_by_key(|section| held(section)) else { return };
         let may_go = |repair: &Repair| {
             let once = repair.times.len() == 1 && repair.times.first().is_some_and(|at| *at < now);
-            repair.reconciler == most && (most != of || once)
+            repair.reconciler == *most && (most != of || once)
         };
         let all = self.repairs.iter().enumerate().filter(|(_, repair)| may_go(repair));
         if let Some((_, _, goes)) = all.map(|(at, repair)| (repair.times.len(), repair.times.first(), at)).min() {

@@ -174,11 +174,10 @@ impl FibRule {
         *self == own && matches!(self.action, Action::Lookup(_)) && self.from == Some(IpCidr::new_host(source))
     }
 
-    /// Whether it is for all that comes in by this interface, and selects by nothing else: so the CNI leads a pod with
-    /// security groups of its own.
-    pub fn is_behind(&self, link: Option<&FibLink>) -> bool {
-        let own = FibRule { iif: link.map(|link| link.name.clone()), ..FibRule::new(self.priority, self.action) };
-        *self == own && self.iif.is_some() && matches!(self.action, Action::Lookup(_))
+    /// Whether it is for all that comes in by this interface, and selects by nothing else.
+    pub fn is_behind(&self, link: &IfName) -> bool {
+        let own = FibRule { iif: Some(link.clone()), ..FibRule::new(self.priority, self.action) };
+        *self == own && matches!(self.action, Action::Lookup(_))
     }
 }
 

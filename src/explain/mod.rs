@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use cidr::IpCidr;
 
 use crate::net::{Family, TABLE_LOCAL, TABLE_MAIN, table_name};
-use fib::{Action, Ending, Fib, FibAddress, FibHop, FibLink, FibRoute, Kind, LOOPBACK, Lookup, Packet, What};
+use fib::{Action, Ending, Fib, FibAddress, FibHop, FibRoute, Kind, LOOPBACK, Lookup, Packet, What};
 
 /// `RTPROT_KERNEL`.
 const KERNEL: u8 = 2;
@@ -305,14 +305,14 @@ impl Fib {
 
     /// Where the destination is a pod of this node and the packet leaves it: the pod's interface, and the words for it.
     ///
-    /// Not where a rule for interfaces has a say, as for pods with security groups of their own: what comes from them is
-    /// sent beyond the node, and what goes to them comes back by their own uplink.
+    /// Not for pods with security groups of their own: what comes from them is sent beyond the node, and what goes to
+    /// them comes in again by their own uplink.
     fn bypassed(&self, request: &Leg, outs: &[u32]) -> Option<(u32, String)> {
-        let destination = request.packet.to;
+        let Packet { from, to: destination, .. } = request.packet;
         let (link, route) = self.host_route(destination)?;
         let leads_there = |rule: &&fib::FibRule| rule.action == Action::Lookup(route.table) && rule.iif.is_none();
         self.rules.iter().find(leads_there)?;
-        if request.lookup.steps.last().is_some_and(|step| step.rule.iif.is_some()) {
+        if request.lookup.steps.last().is_some_and(|step| self.is_branch_of(from, &step.rule)) {
             return None;
         }
         (!outs.is_empty() && !outs.contains(&link) && !self.gateways.contains(&link)).then(|| {
@@ -470,8 +470,8 @@ impl Fib {
 
     /// The rules of the source alone that led nowhere, as the beginning of a sentence.
     fn fallen(&self, lookup: &Lookup, source: IpAddr) -> String {
-        let pod = self.pod(source);
-        let fallen = lookup.steps.iter().filter(|step| step.rule.is_of(source) || step.rule.is_behind(pod));
+        let is_own = |rule: &fib::FibRule| rule.is_of(source) || self.is_branch_of(source, rule);
+        let fallen = lookup.steps.iter().filter(|step| is_own(&step.rule));
         let fallen = fallen.filter_map(|step| match &step.what {
             What::FellThrough(why) => Some(format!("rule {} ({}) falls through: {why}", step.rule.priority, step.rule)),
             _ => None,
@@ -479,15 +479,18 @@ impl Fib {
         fallen.map(|fallen| format!("{fallen}; so ")).collect()
     }
 
-    /// The pod's interface that a host route to the address leads to.
-    fn pod(&self, address: IpAddr) -> Option<&FibLink> {
-        self.link(self.host_route(address)?.0)
+    /// Whether the rule gives a pod a table of its own by the pod's interface. So the CNI does where pods have security
+    /// groups of their own: that table has the pod's host route, too, and nothing else leads to it.
+    fn is_branch_of(&self, pod: IpAddr, rule: &fib::FibRule) -> bool {
+        let route = self.host_route(pod).filter(|(_, route)| rule.policy_table() == Some(route.table));
+        route.and_then(|(link, _)| self.link(link)).is_some_and(|link| rule.is_behind(&link.name))
     }
 
     /// The uplinks that a source belongs to, where that can be told.
     fn home(&self, source: IpAddr, destination: IpAddr, outs: &[u32]) -> Option<Home> {
-        let pod = self.pod(source);
-        let own: Vec<_> = self.rules.iter().filter(|rule| rule.is_of(source) || rule.is_behind(pod)).collect();
+        let pod = self.host_route(source).map(|(link, _)| link);
+        let own: Vec<_> =
+            self.rules.iter().filter(|rule| rule.is_of(source) || self.is_branch_of(source, rule)).collect();
         let tables = distinct(own.iter().filter_map(|rule| rule.policy_table()));
         if !own.is_empty() && !own.iter().any(|rule| rule.to.is_none_or(|to| to.contains(&destination))) {
             return None; // rules of the source for other destinations: here it leaves otherwise, and translated
@@ -500,7 +503,7 @@ impl Fib {
         let in_subnet = "it lies in a subnet there";
         for &table in &tables {
             let mut links = distinct(self.of_table(table));
-            links.retain(|link| pod.is_none_or(|pod| pod.index != *link));
+            links.retain(|link| Some(*link) != pod);
             if let [_, _, ..] = links.as_slice() {
                 // A table that leads to several does not tell which of them is right.
                 for (evidence, because) in [by_rule(table), (self.holders(source), in_subnet.into())] {

@@ -254,6 +254,12 @@ fn a_disagreement_with_the_kernel_is_said() {
     }
 }
 
+/// Gives the pod's interface a table, behind the first uplink.
+fn other_table(fib: &mut Fib) {
+    fib.rules.insert(1, FibRule { iif: IfName::new(b"pod0"), ..rule(10, None, Action::Lookup(9)) });
+    fib.devices.push((9, ETH0));
+}
+
 #[test]
 fn a_source_has_a_home_only_where_that_is_certain() {
     let home = |change: fn(&mut Fib)| {
@@ -279,6 +285,13 @@ fn a_source_has_a_home_only_where_that_is_certain() {
         fib.gateways.retain(|link| *link != ETH1);
     };
     assert_eq!(home(bridge), None, "the subnet of something that is no uplink");
+    assert_eq!(home(other_table), Some(vec![ETH1]), "a table for some of what a pod sends, without the pod's route");
+    let branch = |fib: &mut Fib| {
+        other_table(fib);
+        fib.devices.push((9, POD));
+        fib.routes[2].table = 9;
+    };
+    assert_eq!(home(branch), Some(vec![ETH0]), "a table for the pod's interface, with the pod's route");
     let old_form = |fib: &mut Fib| fib.rules[1].to = Some(prefix("10.0.0.0/8"));
     assert_eq!(home(old_form), None, "what leaves the VPC is translated");
 }
