@@ -189,8 +189,8 @@ fn explain(common: &Common, source: IpAddr, destination: IpAddr) -> anyhow::Resu
     let pairs = [(source, destination), (destination, source)];
     if let Some((odd, other)) = pairs.into_iter().find(|(one, other)| one.is_loopback() && !fib.is_own(*other)) {
         error!(
-            "{odd} is everybody's address of itself, and leaves no host; {other} is not this node's (explain does not look \
-             at route_localnet)"
+            "{odd} is everybody's address of itself, and leaves no host; {other} is not this node's (explain does not \
+             look at route_localnet)"
         );
         return Ok(EXIT_USAGE);
     }

@@ -121,8 +121,8 @@ impl Mends {
         newly.then(|| repair.clone())
     }
 
-    /// Makes room for a repair of a section. So that no section keeps another's out, it goes from the one that holds the
-    /// most: what was made least often, and of that the oldest. A section's own makes room only where it was made once,
+    /// Makes room for a repair of a section. So that no section keeps another's out, the one that holds the most gives
+    /// way: what was made least often, and of that the oldest. Its own repairs give way only where they were made once,
     /// before this run: one that comes again is found sooner than one that is new.
     fn forget_one(&mut self, of: &str, now: u64) {
         let held = |section: &String| self.repairs.iter().filter(|repair| repair.reconciler == *section).count();

@@ -554,8 +554,8 @@ impl Fib {
                 let wrong = wrong(links);
                 let fallen = self.fallen(&leg.lookup, source);
                 problems.push(format!(
-                    "{fallen}{} by {}, but {source} belongs to {} ({because}); a network that checks sources, as clouds \
-                     do, drops it there, unless its source is translated (NAT is not looked at)",
+                    "{fallen}{} by {}, but {source} belongs to {} ({because}); a network that checks sources, as \
+                     clouds do, drops it there, unless its source is translated (NAT is not looked at)",
                     if wrong.len() < outs.len() { "the packet may leave" } else { "the packet leaves" },
                     self.names(&wrong),
                     self.names(links),
@@ -564,8 +564,8 @@ impl Fib {
             Some(Home { links, others, .. }) if !others.is_empty() => {
                 let (links, others) = (self.names(links), self.names(others));
                 notes.push(format!(
-                    "{source} lies in a subnet of {others}, too, and no rule says where it belongs: taken is {links}, by \
-                     which it leaves; if it is a pod of {others}, its rule is gone (the CNI's has priority 1536)"
+                    "{source} lies in a subnet of {others}, too, and no rule says where it belongs: taken is {links}, \
+                     by which it leaves; if it is a pod of {others}, its rule is gone (the CNI's has priority 1536)"
                 ));
             }
             _ => {}
@@ -574,8 +574,8 @@ impl Fib {
         let wrong = wrong(&holders);
         if home.is_none_or(|home| !home.proven) && !holders.is_empty() && !wrong.is_empty() {
             notes.push(format!(
-                "the packet {} by {}, but {source} lies in a subnet of {}: a network that checks sources drops it, unless \
-                 its source is translated (NAT is not looked at)",
+                "the packet {} by {}, but {source} lies in a subnet of {}: a network that checks sources drops it, \
+                 unless its source is translated (NAT is not looked at)",
                 if wrong.len() < outs.len() { "may leave" } else { "leaves" },
                 self.names(&wrong),
                 self.names(&holders)

@@ -30,7 +30,7 @@ struct Saved<T> {
 const STATE: &str = "state.json";
 const LEDGER: &str = "ledger.json";
 
-/// What the last run remembered; nothing, if there is nothing that counts. And whether that is all there was since boot.
+/// What the last run remembered; nothing, if there is nothing that counts. And whether that is all since boot.
 pub fn recall(directory: &Path) -> (Memory, bool) {
     let file = directory.join(STATE);
     let (why, is_all) = match read(&file) {
