@@ -92,7 +92,10 @@ pub struct Contended {
 /// What restarts of kube-proxy are called: each has a command of its own.
 const RESTART: &str = "restart of kube-proxy";
 
-/// Remembers what was mended. Returns what has become contended by it.
+/// So many of the repairs of a section are named in one warning.
+const FEW: usize = 3;
+
+/// Remembers what was mended. Returns what has become contended by it, as one for each section.
 fn note(desired: &Desired, node: &mut Node, outcome: &Outcome) -> anyhow::Result<Vec<Contended>> {
     let items = outcome.items.iter().filter(|item| item.made);
     let is_restart = |change: &Change| matches!(change, Change::RestartPod(_));
@@ -112,7 +115,7 @@ fn note(desired: &Desired, node: &mut Node, outcome: &Outcome) -> anyhow::Result
         contended.extend(Contended::restarts(&recall, desired));
     }
     node.remember(Note::Mends(mends)).context("cannot write the state directory")?;
-    Ok(contended)
+    Ok(Contended::by_section(&contended))
 }
 
 impl Contended {
@@ -123,6 +126,22 @@ impl Contended {
             .map(|repair| Contended::repair(repair, recall.boot))
             .chain(Contended::restarts(recall, desired))
             .collect()
+    }
+
+    /// One finding for each section: who undoes a hundred of its repairs is one.
+    fn by_section(all: &[Contended]) -> Vec<Contended> {
+        let of_section = |section: &str| {
+            let of: Vec<&Contended> = all.iter().filter(|one| one.reconciler == section).collect();
+            let first = (*of.first()?).clone();
+            if of.len() == 1 {
+                return Some(first);
+            }
+            let mut repairs: Vec<_> = of.iter().take(FEW).map(|one| one.repair.clone()).collect();
+            repairs.extend((of.len() > FEW).then(|| format!("and {} more: node-fixer status", of.len() - FEW)));
+            let reason = format!("{} repairs, the first of them {}", of.len(), first.reason);
+            Some(Contended { repair: repairs.join("; "), reason, ..first })
+        };
+        ALL.iter().filter_map(|reconciler| of_section(reconciler.name)).collect()
     }
 
     fn repair(repair: &contention::Repair, boot: Duration) -> Contended {

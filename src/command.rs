@@ -8,7 +8,7 @@ use anyhow::Context;
 use tracing::error;
 
 use crate::cli::{Cli, Command, Common, Doctor, Output};
-use crate::desired::{self, ConfigError, Loaded, SCHEMA};
+use crate::desired::{self, ConfigError, Desired, Loaded, SCHEMA};
 use crate::net::one_line;
 use crate::npd::{self, Verdict};
 use crate::run::{self, Outcome};
@@ -26,8 +26,8 @@ const EXIT_LOCKED: u8 = 75;
 const EXIT_NOT_PERMITTED: u8 = 77;
 const EXIT_CONFIG: u8 = 78;
 
-/// Time that one call of crictl gets for node-problem-detector: it ends after twice this, at the latest.
-const NPD_TIMEOUT: Duration = Duration::from_millis(300);
+/// Time that one call of crictl gets where somebody waits for the answer: it ends after twice this, at the latest.
+const IN_HASTE: Duration = Duration::from_millis(300);
 
 /// This process may not change the network.
 #[derive(Debug, thiserror::Error)]
@@ -97,8 +97,7 @@ fn dry_run(cli: &Cli) -> anyhow::Result<u8> {
 /// A dry run for node-problem-detector, which ends a plugin that takes its time, and takes a 1 for a problem.
 fn npd(cli: &Cli) -> u8 {
     let look = || -> anyhow::Result<Outcome> {
-        let mut desired = load(&cli.common)?.desired;
-        desired.kube_proxy.timeout = desired.kube_proxy.timeout.min(NPD_TIMEOUT);
+        let desired = load_in_haste(&cli.common)?;
         Ok(run::run(&desired, &mut open(cli, false)?, true))
     };
     let (verdict, line) = look().map_or_else(
@@ -140,7 +139,7 @@ fn real_run(cli: &Cli) -> anyhow::Result<u8> {
 }
 
 fn status(cli: &Cli) -> anyhow::Result<u8> {
-    let desired = load(&cli.common)?.desired;
+    let desired = load_in_haste(&cli.common)?;
     let status = status::look(&desired, &mut open(cli, false)?, cli.durable_dir())?;
     print(&match cli.common.output {
         Output::Text | Output::Npd => status.text(report::colour()),
@@ -187,6 +186,14 @@ fn explain(common: &Common, source: IpAddr, destination: IpAddr) -> anyhow::Resu
         error!("{odd} is the broadcast address of a subnet of this node; explain takes addresses of single hosts");
         return Ok(EXIT_USAGE);
     }
+    let pairs = [(source, destination), (destination, source)];
+    if let Some((odd, other)) = pairs.into_iter().find(|(one, other)| one.is_loopback() && !fib.is_own(*other)) {
+        error!(
+            "{odd} is everybody's address of itself, and leaves no host; {other} is not this node's (explain does not \
+             look at route_localnet)"
+        );
+        return Ok(EXIT_USAGE);
+    }
     let mut seen = explain::explain(&fib, source, destination);
     let answers: anyhow::Result<Vec<_>> = seen.legs_mut().map(|leg| reader.ask(&leg.packet)).collect();
     seen.take(&fib, answers?);
@@ -199,6 +206,13 @@ fn explain(common: &Common, source: IpAddr, destination: IpAddr) -> anyhow::Resu
 
 fn load(common: &Common) -> Result<Loaded, ConfigError> {
     desired::load(common.config.as_deref())
+}
+
+/// The same for a look that does not wait for a crictl that hangs.
+fn load_in_haste(common: &Common) -> Result<Desired, ConfigError> {
+    let mut desired = load(common)?.desired;
+    desired.kube_proxy.timeout = desired.kube_proxy.timeout.min(IN_HASTE);
+    Ok(desired)
 }
 
 fn open(cli: &Cli, patient: bool) -> anyhow::Result<Node> {

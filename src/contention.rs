@@ -105,7 +105,7 @@ impl Mends {
         let same = |repair: &&mut Repair| repair.reconciler == reconciler && repair.command == command;
         let Some(repair) = self.repairs.iter_mut().find(same) else {
             if self.repairs.len() >= MOST {
-                self.forget_one(now);
+                self.forget_one(reconciler, now);
             }
             if self.repairs.len() < MOST {
                 let (reconciler, command) = (reconciler.to_owned(), command.to_owned());
@@ -121,12 +121,19 @@ impl Mends {
         newly.then(|| repair.clone())
     }
 
-    /// Makes room: the oldest of those that were made once, before this run, goes.
-    fn forget_one(&mut self, now: u64) {
-        let once = |repair: &Repair| repair.times.first().copied().filter(|at| repair.times.len() == 1 && *at < now);
-        let all = self.repairs.iter().enumerate();
-        if let Some((_, oldest)) = all.filter_map(|(at, repair)| Some((once(repair)?, at))).min() {
-            self.repairs.swap_remove(oldest);
+    /// Makes room for a repair of a section. So that no section keeps another's out, the one that holds the most gives
+    /// way: what was made least often, and of that the oldest. Its own repairs give way only where they were made once,
+    /// before this run: one that comes again is found sooner than one that is new.
+    fn forget_one(&mut self, of: &str, now: u64) {
+        let held = |section: &String| self.repairs.iter().filter(|repair| repair.reconciler == *section).count();
+        let Some(most) = self.sections.keys().max_by_key(|section| held(section)) else { return };
+        let may_go = |repair: &Repair| {
+            let once = repair.times.len() == 1 && repair.times.first().is_some_and(|at| *at < now);
+            repair.reconciler == *most && (most != of || once)
+        };
+        let all = self.repairs.iter().enumerate().filter(|(_, repair)| may_go(repair));
+        if let Some((_, _, goes)) = all.map(|(at, repair)| (repair.times.len(), repair.times.first(), at)).min() {
+            self.repairs.swap_remove(goes);
         }
     }
 
@@ -273,6 +280,22 @@ mod tests {
         mends.note(&once, Duration::from_secs(60), WALL);
         let told = reported(&mut mends, 2..7);
         assert_eq!((told, mends.repairs.len()), (vec![6], MOST));
+    }
+
+    #[test]
+    fn no_section_keeps_the_repairs_of_another_out() {
+        let mut mends = Mends::default();
+        let many = (0..MOST + 17).map(|n| made(&format!("many{n}"))).collect::<Vec<_>>();
+        let other = Made { reconciler: "default_routes", ..made("other") };
+        let mut told = Vec::new();
+        for minute in 0..10 {
+            let all = many.iter().cloned().chain((minute >= 3).then(|| other.clone())).collect::<Vec<_>>();
+            let newly = mends.note(&all, Duration::from_secs(60 * minute), WALL);
+            told.extend(newly.iter().filter(|repair| repair.reconciler == "default_routes").map(|_| minute));
+        }
+        assert_eq!((told, mends.repairs.len()), (vec![7], MOST));
+        let of_many = mends.repairs.iter().filter(|repair| repair.times.len() == OFTEN && repair.told);
+        assert_eq!(of_many.count(), MOST, "what was evicted for it is one");
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub struct Tally {
     pub applied: u64,
     /// Changes that failed.
     pub failed: u64,
-    /// How often contention was found.
+    /// In how many runs contention was found: of one repair, or of many at once.
     pub contentions: u64,
 }
 
@@ -75,7 +75,7 @@ impl Counters {
         }
     }
 
-    /// Counts a repair that has become contended.
+    /// Counts that repairs of a section have become contended.
     pub fn count_contention(&mut self, reconciler: &str) {
         add(&mut self.section(reconciler).contentions);
     }
@@ -125,7 +125,7 @@ impl Counters {
         family("blocked", "gauge", help, &each(&|_, now| now.blocked));
         let help = "Repairs that somebody undoes again and again, now.";
         family("contended_repairs", "gauge", help, &each(&|_, now| now.contended));
-        let help = "How often a repair was found to be undone again and again.";
+        let help = "How often repairs were found to be undone again and again, once a run.";
         family("contention_total", "counter", help, &each(&|tally, _| tally.contentions));
         family("kube_proxy_restarts_total", "counter", "Restarts of kube-proxy.", &plain(self.restarts.to_string()));
         text

@@ -11,8 +11,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::aftermath::{self, Contended, Suspects};
+use crate::change::Blocked;
 use crate::contention;
 use crate::desired::{Desired, Mode};
 use crate::net::one_line;
@@ -22,7 +24,7 @@ use crate::sys::Node;
 use crate::sys::systemd::{self, Ended, Units};
 
 /// Version of the JSON form. Additions raise the second number, everything else the first.
-const FORMAT_VERSION: &str = "1.1";
+const FORMAT_VERSION: &str = "1.2";
 /// So many of what may be many fit on the screen, and so much of each.
 const FEW: usize = 3;
 const SHORT: usize = 240;
@@ -36,6 +38,8 @@ pub struct Status {
     sections: Vec<Section>,
     blocked: Vec<Wish>,
     contention: Vec<Contention>,
+    /// Whether it is known what runs since boot have changed and what is contended.
+    remembered: bool,
     #[serde(skip)]
     now: Duration,
     /// Why the next run is not known.
@@ -77,8 +81,14 @@ struct Section {
     held: usize,
     /// Differences that are only observed.
     observed: usize,
+    /// Wishes that are blocked, and looks that failed.
     blocked: usize,
     last_change: Option<LastChange>,
+    #[serde(skip)]
+    unseen: usize,
+    /// Whether nothing is declared in it.
+    #[serde(skip)]
+    is_empty: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,6 +109,9 @@ struct Wish {
     reconciler: &'static str,
     want: String,
     because: String,
+    /// Whether it is a look that failed.
+    #[serde(skip)]
+    unseen: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -117,9 +130,12 @@ struct Contention {
 pub fn look(desired: &Desired, node: &mut Node, durable: &Path) -> anyhow::Result<Status> {
     let outcome = run::run(desired, node, true);
     let recall = node.recall().context("there is no clock")?;
+    let remembered = node.recalls_all();
+    let config = serde_json::to_value(desired)?;
     let mends = &recall.memory.mends;
     let section = |name, mode| {
         let items = || outcome.items.iter().filter(move |item| item.reconciler == name);
+        let blocked = || outcome.blocked.iter().filter(move |refused| refused.reconciler == name);
         let became = |status| items().filter(|item| item.status == status && !item.held).count();
         Section {
             reconciler: name,
@@ -127,8 +143,10 @@ pub fn look(desired: &Desired, node: &mut Node, durable: &Path) -> anyhow::Resul
             to_do: became(Became::Planned),
             held: items().filter(|item| item.held).count(),
             observed: became(Became::Observed),
-            blocked: outcome.blocked.iter().filter(|refused| refused.reconciler == name).count(),
+            blocked: blocked().count(),
             last_change: mends.sections.get(name).map(LastChange::of),
+            unseen: blocked().filter(|refused| refused.blocked.unseen).count(),
+            is_empty: config.get(name).and_then(Value::as_array).is_some_and(Vec::is_empty),
         }
     };
     let sections: Vec<_> = ALL.iter().map(|one| section(one.name, (one.mode)(desired))).collect();
@@ -145,7 +163,12 @@ pub fn look(desired: &Desired, node: &mut Node, durable: &Path) -> anyhow::Resul
         Err(why) => (Units::default(), why),
     };
     let could_look = outcome.could_look();
-    let wish = |Refused { reconciler, blocked, .. }| Wish { reconciler, want: blocked.want, because: blocked.because };
+    let wish = |Refused { reconciler, blocked: Blocked { want, because, unseen }, .. }| Wish {
+        reconciler,
+        want,
+        because,
+        unseen,
+    };
     Ok(Status {
         format_version: FORMAT_VERSION,
         last_run: last_run(&units, aftermath::last_counted(durable), &sections),
@@ -153,6 +176,7 @@ pub fn look(desired: &Desired, node: &mut Node, durable: &Path) -> anyhow::Resul
         sections,
         blocked: outcome.blocked.into_iter().map(wish).collect(),
         contention: contention.collect(),
+        remembered,
         now: recall.wall,
         no_timer,
         could_look,
@@ -200,25 +224,32 @@ impl Status {
             let exit = signal.unwrap_or(exit);
             format!("{}{exit} (known from {})", self.ago(run.time), run.source)
         });
-        let never = "not known: a run that finds nothing to do leaves no trace here";
+        let never = match self.remembered {
+            true => "not known: a run that finds nothing to do leaves no trace here",
+            false => "not known: what was remembered could not be read",
+        };
         let next = self.next_run.map(|time| format!("in {}", rough(time.0.saturating_sub(self.now))));
         // Writing to a string does not fail.
         let _ = writeln!(text, "last run  {}", last.unwrap_or_else(|| never.into()));
         let _ =
             writeln!(text, "next run  {}\n", next.unwrap_or_else(|| format!("not known: {}", short(&self.no_timer))));
-        let width = self.sections.iter().map(|section| section.reconciler.len()).max().unwrap_or_default();
-        for section in &self.sections {
+        let none = if self.remembered { "no change since boot" } else { "last change not known" };
+        let told: Vec<_> = self.sections.iter().filter(|section| section.has_something_to_tell()).collect();
+        let width = told.iter().map(|section| section.reconciler.len()).max().unwrap_or_default();
+        for section in told {
             let (code, state) = section.state();
-            let change = section.last_change.as_ref().map_or("no change since boot".into(), |last| {
-                format!("{}: {}", self.ago(last.time), short(&last.command))
-            });
+            let change = section
+                .last_change
+                .as_ref()
+                .map_or(none.into(), |last| format!("{}: {}", self.ago(last.time), short(&last.command)));
             // Painted after it was padded: a terminal counts no escape sequences.
             let (name, state) = (section.reconciler, paint(code, &format!("{state:<15}")));
             let _ = writeln!(text, "{name:<width$}  {state}  {change}");
         }
         let blocked = self.blocked.iter().map(|one| {
             let because = format!("{}: {}", one.want, one.because);
-            format!("{} {}: {}", paint(RED, "blocked"), one.reconciler, short(&because))
+            let what = if one.unseen { "could not look:" } else { "blocked" };
+            format!("{} {}: {}", paint(RED, what), one.reconciler, short(&because))
         });
         list(&mut text, blocked);
         let contention = self.contention.iter().map(|one| {
@@ -241,12 +272,20 @@ const GREEN: &str = "32";
 const YELLOW: &str = "33";
 
 impl Section {
+    /// Not where nothing is declared, and nothing is to be done or was done about what was.
+    fn has_something_to_tell(&self) -> bool {
+        let counts = self.to_do + self.held + self.observed + self.blocked;
+        !self.is_empty || counts > 0 || self.last_change.is_some()
+    }
+
     /// Its colour, and what is to be said of it.
     fn state(&self) -> (&'static str, String) {
+        let blocked = self.blocked.saturating_sub(self.unseen);
         let counts =
-            [(self.to_do, "to do"), (self.held, "held back"), (self.observed, "observed"), (self.blocked, "blocked")];
-        let some: Vec<_> = counts.iter().filter(|(count, _)| *count > 0).collect();
-        let said = some.iter().map(|(count, what)| format!("{count} {what}")).collect::<Vec<_>>().join(", ");
+            [(self.to_do, "to do"), (self.held, "held back"), (self.observed, "observed"), (blocked, "blocked")];
+        let some = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+        let some: Vec<_> = some.chain((self.unseen > 0).then(|| "could not look".into())).collect();
+        let said = some.join(", ");
         match () {
             () if self.mode == Mode::Off => (YELLOW, "off".into()),
             () if some.is_empty() => (GREEN, "as it should be".into()),

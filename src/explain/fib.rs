@@ -43,8 +43,6 @@ pub struct FibLink {
     pub index: u32,
     /// Its name.
     pub name: IfName,
-    /// Set up by its administrator.
-    pub up: bool,
     /// Group (`ip link set … group`).
     pub group: u32,
     /// VRF that it is enslaved to, as index.
@@ -174,6 +172,12 @@ impl FibRule {
     pub fn is_of(&self, source: IpAddr) -> bool {
         let own = FibRule { to: self.to, from: self.from, ..FibRule::new(self.priority, self.action) };
         *self == own && matches!(self.action, Action::Lookup(_)) && self.from == Some(IpCidr::new_host(source))
+    }
+
+    /// Whether it is for all that comes in by this interface, and selects by nothing else.
+    pub fn is_behind(&self, link: &IfName) -> bool {
+        let own = FibRule { iif: Some(link.clone()), ..FibRule::new(self.priority, self.action) };
+        *self == own && matches!(self.action, Action::Lookup(_))
     }
 }
 

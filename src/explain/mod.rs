@@ -38,8 +38,8 @@ pub struct Check {
     pub iif: u32,
     /// Its rp_filter, and that of `all`: the greater counts.
     pub rp_filter: (i32, i32),
-    /// Whether the packet passes.
-    pub passes: bool,
+    /// Whether the packet passes; `None`: not judged.
+    pub passes: Option<bool>,
     /// Why.
     pub why: String,
     /// Lookup of the way back.
@@ -98,6 +98,8 @@ pub struct Home {
     pub others: Vec<u32>,
     /// How that is known.
     pub because: String,
+    /// Whether that is certain. A subnet alone proves nothing: a plain server answers by whichever interface it likes.
+    pub proven: bool,
 }
 
 impl Explanation {
@@ -145,36 +147,14 @@ pub fn explain(fib: &Fib, source: IpAddr, destination: IpAddr) -> Explanation {
     }
     problems.extend(fib.trouble(&request));
     let outs = distinct(request.outs());
-    let bypassed = fib.bypassed(destination, &outs);
+    let bypassed = fib.bypassed(&request, &outs);
     problems.extend(bypassed.iter().map(|(_, why)| why.clone()));
-    let home = fib.home(source, destination, &outs).filter(|_| !request.stays_here() && bypassed.is_none());
-    if let Some(home) = home.as_ref().filter(|_| !outs.is_empty())
-        && !home.links.iter().any(|link| outs.contains(link))
-    {
-        let fallen = fib.fallen(&request.lookup, source);
-        problems.push(format!(
-            "{fallen}the packet leaves by {}, but {source} belongs to {} ({}); a network that checks sources, as clouds \
-             do, drops it there, unless its source is translated (NAT is not looked at)",
-            fib.names(&outs),
-            fib.names(&home.links),
-            home.because,
-        ));
+    let leaves = !request.stays_here() && bypassed.is_none();
+    let home = fib.home(source, destination, &outs).filter(|_| leaves);
+    let mut notes = Vec::new();
+    if leaves {
+        fib.judge_ways_out(&request, home.as_ref(), &mut problems, &mut notes);
     }
-    problems.extend(outs.iter().filter_map(|out| {
-        let link = fib.link(*out)?;
-        (!link.up).then(|| format!("{} is down", link.name))
-    }));
-    let notes = match &home {
-        None if !request.stays_here() && bypassed.is_none() => fib.foreign(source, &outs).into_iter().collect(),
-        Some(Home { links, others, .. }) if !others.is_empty() => {
-            let (links, others) = (fib.names(links), fib.names(others));
-            vec![format!(
-                "{source} lies in a subnet of {others}, too, and no rule says where it belongs: taken is {links}, by which \
-                 it leaves; if it is a pod of {others}, its rule is gone (the CNI's has priority 1536)"
-            )]
-        }
-        _ => Vec::new(),
-    };
     let arrivals: Vec<Option<u32>> = match (&home, bypassed) {
         _ if request.is_local() => vec![None],
         (_, Some((link, _))) => vec![Some(link)],
@@ -186,6 +166,10 @@ pub fn explain(fib: &Fib, source: IpAddr, destination: IpAddr) -> Explanation {
     for reply in &replies {
         problems.extend(fib.trouble(reply));
         problems.extend(fib.astray(reply, origin));
+        if matches!(origin, Origin::Other(_)) && fib.is_here(destination) && !reply.stays_here() {
+            let home = fib.home(destination, source, &distinct(reply.outs()));
+            fib.judge_ways_out(reply, home.as_ref(), &mut problems, &mut notes);
+        }
     }
     Explanation { source, destination, origin, because, request, home, replies, problems, notes }
 }
@@ -193,18 +177,11 @@ pub fn explain(fib: &Fib, source: IpAddr, destination: IpAddr) -> Explanation {
 impl Leg {
     /// The interfaces that it may leave by.
     fn outs(&self) -> impl Iterator<Item = u32> {
-        self.routes()
-            .iter()
-            .filter(|route| route.kind == Kind::Unicast)
-            .flat_map(FibRoute::alive)
-            .filter_map(|hop| hop.oif)
+        self.lookup.outs()
     }
 
     fn routes(&self) -> &[FibRoute] {
-        match &self.lookup.end {
-            Ending::Route(routes) => routes,
-            _ => &[],
-        }
+        self.lookup.routes()
     }
 
     /// Whether it is for the node itself.
@@ -217,13 +194,19 @@ impl Leg {
         self.is_local() || self.routes().first().is_some_and(FibRoute::is_host)
     }
 
+    /// Whether it could not be judged what becomes of it.
+    pub fn is_unknown(&self) -> bool {
+        let unchecked = self.check.as_ref().is_some_and(|check| check.passes.is_none());
+        unchecked || matches!(self.lookup.end, Ending::Unknown(_))
+    }
+
     /// How the kernel's answer differs from this one, if it does.
     pub fn compare(&self, fib: &Fib, answer: &Answer) -> Option<String> {
         // What IPv6 does not forward it still has a route for.
         let stopped = self.packet.family() == Family::V4 && !self.is_local() && self.not_forwarded.is_some();
-        let refused = stopped || self.check.as_ref().is_some_and(|check| !check.passes);
+        let refused = stopped || self.check.as_ref().is_some_and(|check| check.passes == Some(false));
         let expected = match &self.lookup.end {
-            Ending::Unknown(_) => return None, // said already
+            _ if self.is_unknown() => return None, // said already
             Ending::Route(routes) if !refused => routes.as_slice(),
             _ => &[],
         };
@@ -234,6 +217,25 @@ impl Leg {
             Ok(route) if expected.iter().any(|expected| same(expected, route)) => None,
             Ok(route) => Some(format!("it takes {}", fib.show(route))),
         }
+    }
+}
+
+impl Lookup {
+    fn routes(&self) -> &[FibRoute] {
+        match &self.end {
+            Ending::Route(routes) => routes,
+            _ => &[],
+        }
+    }
+
+    /// The hops that a packet may leave by.
+    fn ways_out(&self) -> impl Iterator<Item = &FibHop> {
+        self.routes().iter().filter(|route| route.kind == Kind::Unicast).flat_map(FibRoute::alive)
+    }
+
+    /// Their interfaces.
+    fn outs(&self) -> impl Iterator<Item = u32> {
+        self.ways_out().filter_map(|hop| hop.oif)
     }
 }
 
@@ -276,17 +278,20 @@ impl Fib {
             return (Origin::Local, "an address of this node".into());
         }
         let neither = format!("{source} is neither a pod's address (no host route leads to it) nor one of this node");
-        let back = self.lookup(&Packet { from: destination, to: source, iif: None });
-        match &back.end {
-            Ending::Route(routes) => {
-                let oif = routes.first().and_then(|route| route.alive().next()?.oif);
-                let Some(oif) = oif else {
-                    return (Origin::Nowhere, format!("{neither}, and no interface leads to it"));
-                };
-                let name = self.name(oif);
-                (Origin::Other(oif), format!("{neither}; assumed: it comes in by {name}, where the route to it leads"))
+        let pod = self.host_route(destination).map(|(link, _)| link);
+        let outs = distinct(self.lookup(&Packet { from: destination, to: source, iif: pod }).outs());
+        // The network beyond brings it to where the destination belongs, and asks nobody for the way back.
+        let home = self.home(destination, source, &outs).filter(|_| self.is_here(destination));
+        let at_home = home.as_ref().and_then(|home| {
+            let also_out = home.links.iter().find(|link| outs.contains(link));
+            Some((*also_out.or(home.links.first())?, format!("where {destination} belongs ({})", home.because)))
+        });
+        let where_back = || Some((*outs.first()?, "where the route to it leads".to_owned()));
+        match at_home.or_else(where_back) {
+            Some((link, why)) => {
+                (Origin::Other(link), format!("{neither}; assumed: it comes in by {}, {why}", self.name(link)))
             }
-            _ => (Origin::Nowhere, format!("{neither}, and no route leads to it; assumed: the node itself sends")),
+            None => (Origin::Nowhere, format!("{neither}, and no route leads to it; assumed: the node itself sends")),
         }
     }
 
@@ -299,8 +304,17 @@ impl Fib {
     }
 
     /// Where the destination is a pod of this node and the packet leaves it: the pod's interface, and the words for it.
-    fn bypassed(&self, destination: IpAddr, outs: &[u32]) -> Option<(u32, String)> {
+    ///
+    /// Not for pods with security groups of their own: what comes from them is sent beyond the node, and what goes to
+    /// them comes in again by their own uplink.
+    fn bypassed(&self, request: &Leg, outs: &[u32]) -> Option<(u32, String)> {
+        let Packet { from, to: destination, .. } = request.packet;
         let (link, route) = self.host_route(destination)?;
+        let leads_there = |rule: &&fib::FibRule| rule.action == Action::Lookup(route.table) && rule.iif.is_none();
+        self.rules.iter().find(leads_there)?;
+        if request.lookup.steps.last().is_some_and(|step| self.is_branch_of(from, &step.rule)) {
+            return None;
+        }
         (!outs.is_empty() && !outs.contains(&link) && !self.gateways.contains(&link)).then(|| {
             let (name, route, outs) = (self.name(link), self.show(route), self.names(outs));
             let rule = format!("to {destination} lookup {}", table_name(TABLE_MAIN));
@@ -318,9 +332,14 @@ impl Fib {
     }
 
     /// Whether the address is one of this node.
-    fn is_own(&self, address: IpAddr) -> bool {
+    pub fn is_own(&self, address: IpAddr) -> bool {
         let local = |route: &FibRoute| (route.kind, route.table) == (Kind::Local, TABLE_LOCAL);
         self.routes.iter().any(|route| local(route) && route.to.contains(&address))
+    }
+
+    /// Whether the address is a pod's, or one of this node.
+    fn is_here(&self, address: IpAddr) -> bool {
+        self.host_route(address).is_some() || self.is_own(address)
     }
 
     /// One packet's way.
@@ -395,9 +414,9 @@ impl Fib {
             },
             Ending::Refused(by) => (filter == 0, format!("the way back is refused by {by}")),
             Ending::NoRoute => (filter == 0, "there is no way back".into()),
-            Ending::Unknown(why) => (true, format!("not judged: {why}")),
+            Ending::Unknown(why) => return Check { iif, rp_filter, passes: None, why: why.clone(), back },
         };
-        Check { iif, rp_filter, passes, why, back }
+        Check { iif, rp_filter, passes: Some(passes), why, back }
     }
 
     /// Where a leg breaks, if it does.
@@ -413,19 +432,25 @@ impl Fib {
             Ending::Refused(by) => troubles.push(format!("{packet} is dropped by {by}")),
             Ending::Unknown(why) => troubles.push(format!("not judged: {packet}: {why}")),
         }
-        if let Some(check) = leg.check.as_ref().filter(|check| !check.passes) {
-            let name = self.name(check.iif);
-            troubles.push(format!(
-                "{name} drops {packet} as a martian (rp_filter {}): {}",
-                check.effective(),
-                check.why
-            ));
+        if let Some(check) = &leg.check {
+            let (name, filter, why) = (self.name(check.iif), check.effective(), &check.why);
+            troubles.extend(match check.passes {
+                Some(true) => None,
+                Some(false) => Some(format!("{name} drops {packet} as a martian (rp_filter {filter}): {why}")),
+                None => Some(format!("not judged: whether rp_filter of {name} lets {packet} in: {why}")),
+            });
         }
         let forwarding = leg.not_forwarded.as_ref().map(|whose| {
             let family = if from.is_ipv4() { "ipv4" } else { "ipv6" };
             format!("{packet} is not forwarded: net.{family}.conf.{whose}.forwarding is 0")
         });
         troubles.extend(forwarding);
+        // The kernel goes on using such a hop, unless it is told not to (ignore_routes_with_linkdown).
+        let mut hops = leg.lookup.ways_out().peekable();
+        if hops.peek().is_some() && hops.all(|hop| hop.linkdown) {
+            let names = self.names(&distinct(leg.outs()));
+            troubles.push(format!("{names} has no carrier: {packet} does not get out there"));
+        }
         troubles
     }
 
@@ -445,7 +470,8 @@ impl Fib {
 
     /// The rules of the source alone that led nowhere, as the beginning of a sentence.
     fn fallen(&self, lookup: &Lookup, source: IpAddr) -> String {
-        let fallen = lookup.steps.iter().filter(|step| step.rule.is_of(source));
+        let is_own = |rule: &fib::FibRule| rule.is_of(source) || self.is_branch_of(source, rule);
+        let fallen = lookup.steps.iter().filter(|step| is_own(&step.rule));
         let fallen = fallen.filter_map(|step| match &step.what {
             What::FellThrough(why) => Some(format!("rule {} ({}) falls through: {why}", step.rule.priority, step.rule)),
             _ => None,
@@ -453,45 +479,108 @@ impl Fib {
         fallen.map(|fallen| format!("{fallen}; so ")).collect()
     }
 
+    /// Whether the rule gives a pod a table of its own by the pod's interface. So the CNI does where pods have security
+    /// groups of their own: that table has the pod's host route, too, and nothing else leads to it.
+    fn is_branch_of(&self, pod: IpAddr, rule: &fib::FibRule) -> bool {
+        let route = self.host_route(pod).filter(|(_, route)| rule.policy_table() == Some(route.table));
+        route.and_then(|(link, _)| self.link(link)).is_some_and(|link| rule.is_behind(&link.name))
+    }
+
     /// The uplinks that a source belongs to, where that can be told.
     fn home(&self, source: IpAddr, destination: IpAddr, outs: &[u32]) -> Option<Home> {
-        let own: Vec<_> = self.rules.iter().filter(|rule| rule.is_of(source)).collect();
+        let pod = self.host_route(source).map(|(link, _)| link);
+        let own: Vec<_> =
+            self.rules.iter().filter(|rule| rule.is_of(source) || self.is_branch_of(source, rule)).collect();
         let tables = distinct(own.iter().filter_map(|rule| rule.policy_table()));
         if !own.is_empty() && !own.iter().any(|rule| rule.to.is_none_or(|to| to.contains(&destination))) {
             return None; // rules of the source for other destinations: here it leaves otherwise, and translated
         }
+        let home = |links, because| Home { links, others: Vec::new(), because, proven: true };
+        let by_rule = |table| {
+            let because = format!("the address that another rule leads to its table {} is there", table_name(table));
+            (self.carriers(table), because)
+        };
+        let in_subnet = "it lies in a subnet there";
         for &table in &tables {
-            let links = distinct(self.of_table(table));
+            let mut links = distinct(self.of_table(table));
+            links.retain(|link| Some(*link) != pod);
+            if let [_, _, ..] = links.as_slice() {
+                // A table that leads to several does not tell which of them is right.
+                for (evidence, because) in [by_rule(table), (self.holders(source), in_subnet.into())] {
+                    let right: Vec<u32> = links.iter().copied().filter(|link| evidence.contains(link)).collect();
+                    if !right.is_empty() {
+                        return Some(home(right, because));
+                    }
+                }
+            }
             if !links.is_empty() {
-                return Some(Home {
-                    links,
-                    others: Vec::new(),
-                    because: format!("its table {} leads there", table_name(table)),
-                });
+                return Some(home(links, format!("its table {} leads there", table_name(table))));
             }
         }
         for &table in &tables {
-            let rules = self.rules.iter().filter(|rule| rule.policy_table() == Some(table));
-            let carriers = rules
-                .filter_map(|rule| rule.from.filter(|from| from.is_host_address() && rule.is_of(from.first_address())))
-                .flat_map(|from| self.addresses.iter().filter(move |address| from.contains(&address.local)))
-                .map(|address| address.index);
-            let carriers = distinct(carriers);
+            let (carriers, because) = by_rule(table);
             if !carriers.is_empty() {
-                let because =
-                    format!("the address that another rule leads to its table {} is there", table_name(table));
-                return Some(Home { links: carriers, others: Vec::new(), because });
+                return Some(home(carriers, because));
             }
         }
-        let uplinks = self.holders(source).into_iter().filter(|link| own.is_empty() && self.gateways.contains(link));
-        let (mut links, mut others): (Vec<u32>, Vec<u32>) = uplinks.partition(|link| outs.contains(link));
+        let mut uplinks = self.holders(source);
+        uplinks.retain(|link| own.is_empty() && self.gateways.contains(link));
+        let proven = pod.is_some() && uplinks.iter().all(|link| self.has_sources(*link));
+        let (mut links, mut others): (Vec<u32>, Vec<u32>) = uplinks.into_iter().partition(|link| outs.contains(link));
         if links.is_empty() {
-            // A subnet alone proves nothing: a plain server answers by whichever interface it likes.
-            let proven = self.host_route(source).is_some() && others.iter().all(|link| self.has_sources(*link));
             (links, others) = (others, Vec::new());
             links.retain(|_| proven || outs.is_empty());
         }
-        (!links.is_empty()).then(|| Home { links, others, because: "it lies in a subnet there".into() })
+        (!links.is_empty()).then(|| Home { links, others, because: in_subnet.into(), proven })
+    }
+
+    /// The interfaces that carry an address whose rule leads to the table.
+    fn carriers(&self, table: u32) -> Vec<u32> {
+        let rules = self.rules.iter().filter(|rule| rule.policy_table() == Some(table));
+        let carriers = rules
+            .filter_map(|rule| rule.from.filter(|from| from.is_host_address() && rule.is_of(from.first_address())))
+            .flat_map(|from| self.addresses.iter().filter(move |address| from.contains(&address.local)))
+            .map(|address| address.index);
+        distinct(carriers)
+    }
+
+    /// Says where a packet leaves the node by interfaces to which its source does not belong.
+    fn judge_ways_out(&self, leg: &Leg, home: Option<&Home>, problems: &mut Vec<String>, notes: &mut Vec<String>) {
+        let source = leg.packet.from;
+        let outs = distinct(leg.outs());
+        let wrong = |right: &[u32]| -> Vec<u32> { outs.iter().copied().filter(|out| !right.contains(out)).collect() };
+        match home {
+            Some(Home { links, because, proven: true, .. }) if !wrong(links).is_empty() => {
+                let wrong = wrong(links);
+                let fallen = self.fallen(&leg.lookup, source);
+                problems.push(format!(
+                    "{fallen}{} by {}, but {source} belongs to {} ({because}); a network that checks sources, as \
+                     clouds do, drops it there, unless its source is translated (NAT is not looked at)",
+                    if wrong.len() < outs.len() { "the packet may leave" } else { "the packet leaves" },
+                    self.names(&wrong),
+                    self.names(links),
+                ));
+            }
+            Some(Home { links, others, .. }) if !others.is_empty() => {
+                let (links, others) = (self.names(links), self.names(others));
+                notes.push(format!(
+                    "{source} lies in a subnet of {others}, too, and no rule says where it belongs: taken is {links}, \
+                     by which it leaves; if it is a pod of {others}, its rule is gone (the CNI's has priority 1536)"
+                ));
+            }
+            _ => {}
+        }
+        let holders = self.holders(source);
+        let wrong = wrong(&holders);
+        if home.is_none_or(|home| !home.proven) && !holders.is_empty() && !wrong.is_empty() {
+            notes.push(format!(
+                "the packet {} by {}, but {source} lies in a subnet of {}: a network that checks sources drops it, \
+                 unless its source is translated (NAT is not looked at)",
+                if wrong.len() < outs.len() { "may leave" } else { "leaves" },
+                self.names(&wrong),
+                self.names(&holders)
+            ));
+        }
     }
 
     /// The interfaces that carry an address, or else those in whose subnets it lies.
@@ -516,18 +605,6 @@ impl Fib {
         let single = |rule: &&fib::FibRule| rule.from.is_some_and(|from| from.is_host_address());
         let mut tables = self.rules.iter().filter(single).filter_map(|rule| rule.policy_table());
         tables.any(|table| self.of_table(table).any(|device| device == link))
-    }
-
-    /// Whether a source leaves by interfaces in none of whose subnets it is, while it is in one of another's.
-    fn foreign(&self, source: IpAddr, outs: &[u32]) -> Option<String> {
-        let holders = self.holders(source);
-        (!outs.is_empty() && !holders.is_empty() && !holders.iter().any(|link| outs.contains(link))).then(|| {
-            let (outs, holders) = (self.names(outs), self.names(&holders));
-            format!(
-                "the packet leaves by {outs}, but {source} lies in a subnet of {holders}: a network that checks sources \
-                 drops it, unless its source is translated (NAT is not looked at)"
-            )
-        })
     }
 
     fn of_table(&self, table: u32) -> impl Iterator<Item = u32> {

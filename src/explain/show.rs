@@ -9,7 +9,7 @@ use super::{Check, Explanation, Leg, Origin, is_refusal};
 use crate::net::one_line;
 
 /// Version of the JSON form. Additions raise the second number, everything else the first.
-const FORMAT_VERSION: &str = "1.0";
+const FORMAT_VERSION: &str = "1.1";
 
 /// One screen: the verdict, then each packet's way, rule by rule.
 pub fn text(fib: &Fib, seen: &Explanation) -> String {
@@ -100,7 +100,11 @@ fn leg(fib: &Fib, leg: &Leg, lines: &mut Vec<String>) {
         lines.push(format!("  {} {result}", if number == 0 { "route:    " } else { "or:       " }));
     }
     if let Some(Check { iif, rp_filter: (link, all), passes, why, .. }) = &leg.check {
-        let verdict = if *passes { "passes" } else { "DROPPED" };
+        let verdict = match passes {
+            Some(true) => "passes",
+            Some(false) => "DROPPED",
+            None => "not judged",
+        };
         let filter = leg.check.as_ref().map(Check::effective).unwrap_or_default();
         let name = fib.name(*iif);
         lines.push(format!("  rp_filter: {verdict} at {name}: max(all {all}, {name} {link}) = {filter}; {why}"));
@@ -112,7 +116,7 @@ fn leg(fib: &Fib, leg: &Leg, lines: &mut Vec<String>) {
     match (&leg.kernel, &leg.disagreement) {
         (None, _) => return,
         (Some(_), Some(how)) => drop(write!(kernel, "DISAGREES: {how}")),
-        (Some(answer), None) if matches!(leg.lookup.end, Ending::Unknown(_)) => kernel += &answered(fib, answer),
+        (Some(answer), None) if leg.is_unknown() => kernel += &answered(fib, answer),
         (Some(Ok(route)), None) if is_refusal(route) => kernel += "drops it, too",
         (Some(Ok(_)), None) => kernel += "says the same",
         (Some(Err(_)), None) => kernel += "drops it, too",
@@ -187,7 +191,8 @@ struct JsonCheck {
     all: i32,
     interface: i32,
     effective: i32,
-    passes: bool,
+    /// `None`: not judged.
+    passes: Option<bool>,
     why: String,
 }
 
@@ -231,11 +236,7 @@ fn json_leg(fib: &Fib, leg: &Leg) -> JsonLeg {
         Ending::NoRoute => ("no_route", None),
         Ending::Unknown(why) => ("unknown", Some(why.clone())),
     };
-    let routes = match &leg.lookup.end {
-        Ending::Route(routes) => routes.as_slice(),
-        _ => &[],
-    };
-    let routes = routes.iter().map(|route| JsonRoute {
+    let routes = leg.routes().iter().map(|route| JsonRoute {
         table: route.table,
         to: route.to.to_string(),
         metric: route.metric,
@@ -269,7 +270,7 @@ fn json_leg(fib: &Fib, leg: &Leg) -> JsonLeg {
         }),
         forwarded: leg.not_forwarded.is_none(),
         kernel: leg.kernel.as_ref().map(|answer| JsonKernel {
-            agrees: leg.disagreement.is_none() && !matches!(leg.lookup.end, Ending::Unknown(_)),
+            agrees: leg.disagreement.is_none() && !leg.is_unknown(),
             answer: answered(fib, answer),
         }),
     }

@@ -40,7 +40,6 @@ fn node() -> Fib {
     let link = |index, name: &str, vrf_table| FibLink {
         index,
         name: IfName::new(name.as_bytes()).unwrap(),
-        up: true,
         group: 0,
         master: None,
         vrf_table,
@@ -119,7 +118,7 @@ fn the_reverse_path_check_is_the_kernels() {
         let packet = Packet { from: ip("192.0.2.1"), to: ip("10.0.1.100"), iif: Some(ETH1) };
         let way = route(254, "10.0.1.100/32", None, POD);
         let check = fib.check(&packet, ETH1, &way);
-        assert_eq!(check.passes, passes, "{what}: {}", check.why);
+        assert_eq!(check.passes, Some(passes), "{what}: {}", check.why);
     }
 }
 
@@ -209,6 +208,24 @@ fn what_cannot_be_judged_is_not_guessed() {
     let text = show::text(&fib, &seen);
     assert!(text.contains("not judged: the rule has an attribute that is not known here (number 99)"), "{text}");
 
+    // The way back, too: what goes to the pod does not get as far as that rule.
+    let mut fib = node();
+    let to_pod = FibRule { to: Some(prefix("10.0.1.100/32")), ..rule(8, None, Action::Lookup(254)) };
+    fib.rules.insert(1, to_pod);
+    fib.rules.insert(2, FibRule { unknown: vec![99], ..rule(9, None, Action::Lookup(2)) });
+    let reply = fib.leg(Packet { from: ip("192.0.2.1"), to: ip("10.0.1.100"), iif: Some(ETH1) });
+    assert_eq!(reply.check.as_ref().unwrap().passes, None);
+    let trouble = fib.trouble(&reply);
+    assert!(
+        trouble[0].starts_with("not judged: whether rp_filter of eth1 lets the packet from 192.0.2.1"),
+        "{trouble:?}"
+    );
+    let mut seen = pod_to_server(&fib);
+    seen.request = reply;
+    let text = show::text(&fib, &seen);
+    assert!(text.contains("rp_filter: not judged at eth1: max(all 0, eth1 2) = 2, loose; the rule has"), "{text}");
+    assert_eq!(seen.request.compare(&fib, &Err("Invalid argument".into())), None);
+
     let mut fib = node();
     fib.routes[1] = FibRoute { hops: Vec::new(), nexthop: Some(5), ..fib.routes[1].clone() };
     assert!(pod_to_server(&fib).problems[0].contains("does not show where nexthop objects lead"), "hidden nexthop");
@@ -237,6 +254,12 @@ fn a_disagreement_with_the_kernel_is_said() {
     }
 }
 
+/// Gives the pod's interface a table, behind the first uplink.
+fn other_table(fib: &mut Fib) {
+    fib.rules.insert(1, FibRule { iif: IfName::new(b"pod0"), ..rule(10, None, Action::Lookup(9)) });
+    fib.devices.push((9, ETH0));
+}
+
 #[test]
 fn a_source_has_a_home_only_where_that_is_certain() {
     let home = |change: fn(&mut Fib)| {
@@ -262,6 +285,13 @@ fn a_source_has_a_home_only_where_that_is_certain() {
         fib.gateways.retain(|link| *link != ETH1);
     };
     assert_eq!(home(bridge), None, "the subnet of something that is no uplink");
+    assert_eq!(home(other_table), Some(vec![ETH1]), "a table for some of what a pod sends, without the pod's route");
+    let branch = |fib: &mut Fib| {
+        other_table(fib);
+        fib.devices.push((9, POD));
+        fib.routes[2].table = 9;
+    };
+    assert_eq!(home(branch), Some(vec![ETH0]), "a table for the pod's interface, with the pod's route");
     let old_form = |fib: &mut Fib| fib.rules[1].to = Some(prefix("10.0.0.0/8"));
     assert_eq!(home(old_form), None, "what leaves the VPC is translated");
 }

@@ -326,7 +326,6 @@ fn link(payload: &[u8]) -> Result<Option<FibLink>, NetlinkError> {
     let mut link = FibLink {
         index: seen.dev.index,
         name: seen.dev.name,
-        up: seen.up,
         group: 0,
         master: None,
         vrf_table: None,

@@ -67,8 +67,8 @@ pub struct Node {
     durable_dir: PathBuf,
     patient: bool,
     stop: Stop,
-    /// What is in the state directory, once it was read or written.
-    memory: Option<Memory>,
+    /// What is in the state directory, once it was read or written, and whether that is all there was since boot.
+    memory: Option<(Memory, bool)>,
     /// When it was first asked for the time, on the clock that counts from boot.
     begun: Option<Duration>,
     /// How many interfaces there are, where that was seen.
@@ -612,7 +612,7 @@ impl Node {
         let mut memory = self.recall()?.memory;
         memory.take(note);
         state::remember(&self.state_dir, &memory)?;
-        self.memory = Some(memory);
+        self.memory = Some((memory, true));
         Ok(())
     }
 
@@ -628,7 +628,7 @@ impl Node {
     /// There is no clock.
     pub fn recall(&mut self) -> io::Result<Recall> {
         let state_dir = &self.state_dir;
-        let mut memory = self.memory.get_or_insert_with(|| state::recall(state_dir)).clone();
+        let (mut memory, _) = self.memory.get_or_insert_with(|| state::recall(state_dir)).clone();
         if !self.patient {
             // Who asks what would be done wants to know now what is wrong with crictl.
             memory.kube_proxy.retry = None;
@@ -638,6 +638,11 @@ impl Node {
         let awake = clock_gettime(ClockId::CLOCK_MONOTONIC)?.into();
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Ok(Recall { memory, wall, boot, awake, begun })
+    }
+
+    /// Whether what it recalled is all that was remembered since boot: not so where that could not be read.
+    pub fn recalls_all(&self) -> bool {
+        self.memory.as_ref().is_some_and(|(_, is_all)| *is_all)
     }
 
     /// Restarts a pod. What is about to happen is remembered before it happens: whoever comes after an end in the

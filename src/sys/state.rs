@@ -30,17 +30,17 @@ struct Saved<T> {
 const STATE: &str = "state.json";
 const LEDGER: &str = "ledger.json";
 
-/// What the last run remembered; nothing, if there is nothing that counts.
-pub fn recall(directory: &Path) -> Memory {
+/// What the last run remembered; nothing, if there is nothing that counts. And whether that is all since boot.
+pub fn recall(directory: &Path) -> (Memory, bool) {
     let file = directory.join(STATE);
-    let memory = match read(&file) {
-        Ok(None) => return Memory::default(),
-        Ok(Some((_, Origin::AnotherBoot))) => Err("it is from another boot".into()),
-        Ok(Some((_, Origin::AnotherNetns))) => Err("it is from another network namespace".into()),
-        Ok(Some((memory, Origin::Here))) => Ok(memory),
-        Err(why) => Err(why),
+    let (why, is_all) = match read(&file) {
+        Ok(None) => return (Memory::default(), true),
+        Ok(Some((memory, Origin::Here))) => return (memory, true),
+        Ok(Some((_, Origin::AnotherBoot))) => (io::Error::other("it is from another boot"), true),
+        Ok(Some((_, Origin::AnotherNetns))) => (io::Error::other("it is from another network namespace"), false),
+        Err(why) => (why, false),
     };
-    memory.unwrap_or_else(|why| fresh_start(&file, &why))
+    (fresh_start(&file, &why), is_all)
 }
 
 /// What the ledger says. The addresses that an earlier boot has added went with it. One that cannot be read is set
@@ -76,8 +76,14 @@ pub fn update_ledger(directory: &Path, update: impl FnOnce(&mut Ledger)) -> io::
     write(directory, LEDGER, &ledger)
 }
 
-fn fresh_start<T: Default>(file: &Path, why: &str) -> T {
-    warn!(target: "fresh_start", file = %file.display(), why, "what was remembered does not count; this is a fresh start");
+fn fresh_start<T: Default>(file: &Path, why: &io::Error) -> T {
+    let file = file.display();
+    // Whoever may not even read it runs nothing here, and only looks.
+    if why.kind() == io::ErrorKind::PermissionDenied {
+        warn!(%file, %why, "what was remembered is not known to this user, and does not count for this look");
+    } else {
+        warn!(target: "fresh_start", %file, %why, "what was remembered does not count; this is a fresh start");
+    }
     T::default()
 }
 
@@ -89,12 +95,12 @@ enum Origin {
 }
 
 /// What is saved, and where; `None` if there is nothing yet.
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<(T, Origin)>, String> {
-    let Some(text) = file::read(path).map_err(|error| error.to_string())? else { return Ok(None) };
-    let saved: Saved<T> = serde_json::from_str(&text).map_err(|error| error.to_string())?;
-    let (boot_id, netns) = origin().map_err(|error| error.to_string())?;
+fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<(T, Origin)>> {
+    let Some(text) = file::read(path)? else { return Ok(None) };
+    let saved: Saved<T> = serde_json::from_str(&text).map_err(io::Error::other)?;
+    let (boot_id, netns) = origin()?;
     if saved.version != VERSION {
-        return Err(format!("it has version {}, not {VERSION}", saved.version));
+        return Err(io::Error::other(format!("it has version {}, not {VERSION}", saved.version)));
     }
     let origin = match () {
         () if saved.boot_id != boot_id => Origin::AnotherBoot,

@@ -48,6 +48,36 @@ fn the_fifth_repair_in_a_row_is_contention_and_told_once() {
 }
 
 #[test]
+fn what_one_program_undoes_is_one_warning() {
+    let node = healthy().with_pod(101).with_pod(102).with_pod(103);
+    let textfile = node.directory.path().display().to_string();
+    node.config(&format!("metrics: {{textfile: {textfile}}}"));
+    let mut said = String::new();
+    for _ in 0..5 {
+        for pod in 100..104 {
+            node.net.set_sysctl(&format!("net/ipv4/conf/eni{pod:011x}/rp_filter"), "1");
+        }
+        said = broken_and_mended(&node).err;
+    }
+    let told: Vec<_> = said.lines().filter(|line| line.contains("event=\"contention\"")).collect();
+    assert_eq!(told.len(), 2, "one a section: {said}");
+    let of_rp_filter = told[1];
+    for part in [
+        "reconciler=\"rp_filter\" command=\"sysctl -w net.ipv4.conf.eni00000000064.rp_filter=2; sysctl -w ",
+        "eni00000000066.rp_filter=2; and 1 more: node-fixer status\"",
+        "reason=\"4 repairs, the first of them mended 5 times in the last 15 runs, within 1 min\"",
+        "suspects=",
+    ] {
+        assert!(of_rp_filter.contains(part), "{part}: {of_rp_filter}");
+    }
+    let metrics = fs::read_to_string(node.directory.path().join("node_fixer.prom")).unwrap();
+    for sample in ["contended_repairs{reconciler=\"rp_filter\"} 4\n", "contention_total{reconciler=\"rp_filter\"} 1\n"]
+    {
+        assert!(metrics.contains(sample), "{sample}: {metrics}");
+    }
+}
+
+#[test]
 fn repairs_that_are_far_apart_are_none_and_a_dry_run_is_no_repair() {
     let node = healthy();
     for _ in 0..4 {

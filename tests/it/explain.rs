@@ -442,9 +442,120 @@ fn each_way_to_break_has_its_explanation() {
     says(&node, OUT, 1, &["there are rules for 10.0.1.100 alone, as for a pod, but no host route to it"]);
 }
 
+/// A pod with security groups of its own, as the CNI's strict mode has it: a branch interface is its only uplink.
+fn with_branch_pod(node: Worker, address: &str, gateway: &str) -> Worker {
+    for step in [
+        "link add vlan.eth.1 type veth peer name trunk",
+        "link set vlan.eth.1 up",
+        "link set trunk up",
+        "link add vlan0123456789a type veth peer name pod",
+        "link set vlan0123456789a up",
+        "link set pod up",
+        "rule add priority 20 lookup local",
+        "rule del priority 0",
+        "rule add priority 10 iif vlan0123456789a lookup 101",
+        "rule add priority 10 iif vlan.eth.1 lookup 101",
+        &format!("route add {gateway} dev vlan.eth.1 scope link table 101"),
+        &format!("route add default via {gateway} dev vlan.eth.1 table 101"),
+        &format!("route add {address} dev vlan0123456789a scope link table 101"),
+    ] {
+        node.net.ip(step);
+    }
+    for link in ["vlan.eth.1", "vlan0123456789a"] {
+        node.net.set_sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "2");
+    }
+    node.with_carrier()
+}
+
+#[test]
+fn a_pod_with_security_groups_of_its_own_has_an_uplink_of_its_own() {
+    for (address, gateway) in [("10.0.1.150", "10.0.1.1"), ("10.0.0.150", "10.0.0.1")] {
+        let node = with_branch_pod(Worker::new().with_pod(100), address, gateway);
+        let by_branch = "taken to come in by vlan.eth.1 (its table 101 leads there)";
+        for (pair, part) in [
+            ([address, "192.0.2.1"], by_branch),
+            // By that mode's design what it sends to others, and others to it, goes through the network beyond.
+            ([address, "10.0.1.100"], by_branch),
+            (["10.0.1.100", address], "taken to come in by eth1 (its table 2 leads there)"),
+            (["192.0.2.1", address], "it comes in by vlan.eth.1, where"),
+        ] {
+            says(&node, pair, 0, &[part]);
+            let told = node.fix(&["explain", pair[0], pair[1]]).out;
+            assert!(!told.contains("note: "), "{told}");
+        }
+        node.net.ip("route del default table 101");
+        let falls = "breaks: rule 10 (from all iif vlan0123456789a lookup 101) falls through: no route to 192.0.2.1 in \
+                     table 101; so the packet leaves by eth0, but";
+        says(&node, [address, "192.0.2.1"], 1, &[falls, "belongs to vlan.eth.1 (its table 101 leads there)"]);
+    }
+}
+
+#[test]
+fn what_comes_from_outside_comes_in_where_its_destination_belongs() {
+    let node = Worker::new().with_pod(100).without_default(2).with_carrier();
+    for to in ["10.0.1.100", "10.0.1.10"] {
+        let belongs = format!("it comes in by eth1, where {to} belongs (its table 2 leads there)");
+        let leaves = format!("so the packet leaves by eth0, but {to} belongs to eth1");
+        let strict = format!("breaks: eth1 drops the packet from 192.0.2.9 to {to} as a martian (rp_filter 1, strict)");
+        says(&node, ["192.0.2.9", to], 1, &[&belongs, &leaves, &strict]);
+    }
+    // A plain server answers by whichever interface it likes.
+    let note = "note: the packet leaves by eth1, but 10.0.0.10 lies in a subnet of eth0";
+    says(&node, ["10.0.1.77", "10.0.0.10"], 0, &["assumed: it comes in by eth1, where the route to it leads", note]);
+    // Which is nobody's business where both ends are beyond the node.
+    let transit = node.fix(&["explain", "10.0.1.77", "192.0.2.9"]).out;
+    assert!(transit.contains("assumed: it comes in by eth1, where the route to it leads"), "{transit}");
+}
+
+#[test]
+fn each_of_several_ways_out_has_to_be_right() {
+    let node = Worker::new().with_pod(100).with_carrier();
+    let hops = "nexthop via 10.0.1.1 dev eth1 nexthop via 10.0.0.1 dev eth0";
+    node.net.ip(&format!("route replace default table 2 {hops}"));
+    let part = "breaks: the packet may leave by eth0, but 10.0.1.100 belongs to eth1";
+    let why = "(the address that another rule leads to its table 2 is there)";
+    says(&node, ["10.0.1.100", "192.0.2.1"], 1, &[part, why]);
+    says(&node, ["192.0.2.1", "10.0.1.100"], 1, &[part, "it comes in by eth1, where 10.0.1.100 belongs"]);
+    node.net.ip("rule del from 10.0.1.10 lookup 2");
+    says(&node, ["10.0.1.100", "192.0.2.1"], 1, &[part, "(it lies in a subnet there)"]);
+    // Of a plain server it is for a person to say.
+    node.net.ip(&format!("route replace default {hops}"));
+    let note = "note: the packet may leave by eth1, but 10.0.0.10 lies in a subnet of eth0";
+    says(&node, ["10.0.0.10", "192.0.2.1"], 0, &[note]);
+}
+
+#[test]
+fn where_there_is_no_carrier_nothing_gets_out() {
+    let node = Worker::new().with_pod(100).with_pod(101).with_carrier();
+    let linkdown = |dev: &str| {
+        crate::kit::until("a route without carrier", || {
+            node.net
+                .ip("route show table all")
+                .lines()
+                .any(|line| line.contains(&format!("dev {dev} ")) && line.contains("linkdown"))
+        });
+    };
+    node.router.ip("link set r1 down");
+    linkdown("eth1");
+    let out = "breaks: eth1 has no carrier: the packet from 10.0.1.100 to 192.0.2.1 does not get out there";
+    says(&node, ["10.0.1.100", "192.0.2.1"], 1, &[out]);
+    says(&node, ["192.0.2.1", "10.0.1.100"], 1, &["breaks: eth1 has no carrier: the packet from 10.0.1.100"]);
+    node.pod(1).ip("link set eth0 down");
+    linkdown("eni00000000065");
+    let to_pod = "breaks: eni00000000065 has no carrier: the packet from 10.0.1.100 to 10.0.1.101";
+    says(&node, ["10.0.1.100", "10.0.1.101"], 1, &[to_pod]);
+    says(
+        &node,
+        ["10.0.1.101", "10.0.1.100"],
+        1,
+        &["breaks: eni00000000065 has no carrier: the packet from 10.0.1.100"],
+    );
+}
+
 #[test]
 fn ipv6_has_rules_and_no_rp_filter() {
-    let node = Worker::new().with_policy_table("fd00:1::1", "eth1", 2).with_rule("1536", "fd00:1::10", 2);
+    let node =
+        Worker::new().with_policy_table("fd00:1::1", "eth1", 2).with_rule("1536", "fd00:1::10", 2).with_carrier();
     says(&node, ["fd00:1::10", "2001:db8::1"], 0, &["default via fd00:1::1 dev eth1 table 2 metric 1024"]);
     node.net.ip("-6 route del default table 2");
     let falls = "breaks: rule 1536 (from fd00:1::10 lookup 2) falls through: no route to 2001:db8::1 in table 2";
@@ -503,7 +614,7 @@ fn force_forwarding_forwards_ipv6() {
 
 #[test]
 fn a_hundred_pods_fit_one_screen() {
-    let node = Worker::new().with_pod(100);
+    let node = Worker::new().with_pod(100).with_carrier();
     let rules = |n: usize| {
         let (high, low) = (n / 200, n % 200);
         [
@@ -520,7 +631,7 @@ fn a_hundred_pods_fit_one_screen() {
 
 #[test]
 fn what_it_cannot_answer_is_usage() {
-    let node = Worker::new();
+    let node = Worker::new().with_carrier();
     for pair in [
         ["10.0.1.10", "2001:db8::1"],
         ["10.0.1.10", "224.0.0.1"],
@@ -534,6 +645,17 @@ fn what_it_cannot_answer_is_usage() {
         node.fix(&["explain", pair[0], pair[1]]).expect(64);
     }
     node.fix(&["explain", "10.0.1.10"]).expect(64);
+    // Nobody but the node itself can mean its loopback addresses.
+    for pair in [["10.0.9.9", "127.0.0.1"], ["127.0.0.1", "192.0.2.1"], ["::1", "2001:db8::1"], ["2001:db8::1", "::1"]]
+    {
+        let ran = node.fix(&["explain", pair[0], pair[1]]).expect(64);
+        assert!(ran.err.contains("leaves no host") && ran.out.is_empty(), "{ran:?}");
+    }
+    for pair in
+        [["127.0.0.1", "127.0.0.1"], ["127.0.0.1", "10.0.1.10"], ["10.0.1.10", "127.0.0.1"], ["::1", "fd00:1::10"]]
+    {
+        says(&node, pair, 0, &["is this node itself", "kernel:    says the same"]);
+    }
     let nowhere = node.fix(&["explain", "10.0.1.10", "192.0.2.1"]).expect(0);
     node.net.ip("route del default");
     node.net.ip("route del default table 2");

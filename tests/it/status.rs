@@ -1,10 +1,12 @@
 //! `node-fixer status`.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
 
 use crate::kit::{Worker, finish, node_fixer};
+use crate::rights::unprivileged;
 
 fn healthy() -> Worker {
     Worker::new().with_pod(100).with_loose_rp_filter()
@@ -25,12 +27,13 @@ fn a_node_that_was_never_looked_after_has_no_last_run() {
     let status = status(&node);
     assert_eq!(
         (&status["format_version"], &status["last_run"], &status["next_run"]),
-        (&json!("1.1"), &Value::Null, &Value::Null)
+        (&json!("1.2"), &Value::Null, &Value::Null)
     );
     let expected = json!({"reconciler": "default_routes", "mode": "enforce", "to_do": 0, "held": 0, "observed": 0,
                           "blocked": 0, "last_change": null});
     assert_eq!(section(&status, "default_routes"), &expected);
     assert_eq!((&status["blocked"], &status["contention"]), (&json!([]), &json!([])));
+    assert_eq!(status["remembered"], true);
     let text = node.fix(&["status"]).expect(0);
     assert_eq!(text.err, "");
     for line in
@@ -38,7 +41,26 @@ fn a_node_that_was_never_looked_after_has_no_last_run() {
     {
         assert!(text.out.contains(line), "{line}: {}", text.out);
     }
+    assert!(!text.out.contains("rules") && !text.out.contains("namespaces"), "nothing declared: {}", text.out);
     assert!(!node.directory.path().join("state").exists(), "it writes nothing");
+}
+
+#[test]
+fn a_section_is_shown_where_there_is_something_to_tell() {
+    let node = healthy();
+    let shown = |line: &str| {
+        let out = node.fix(&["status"]).expect(0).out;
+        assert!(out.lines().any(|shown| shown.starts_with(line)), "{line}: {out}");
+    };
+    node.config("rules: [{priority: 100, from: 10.0.7.7, table: main}]");
+    shown("rules           1 to do          no change since boot");
+    node.fix(&[]).expect(0);
+    shown("rules           as it should be  ");
+    node.config("");
+    shown("rules           1 to do          ");
+    node.fix(&[]).expect(0);
+    shown("rules           as it should be  ");
+    assert!(!node.fix(&["status"]).expect(0).out.contains("routes          "));
 }
 
 #[test]
@@ -133,13 +155,54 @@ fn colour_is_for_terminals_and_for_those_who_want_it() {
 }
 
 #[test]
+fn a_state_that_may_not_be_read_is_not_taken_for_none() {
+    let node = healthy().without_default(2);
+    node.fix(&[]).expect(0);
+    let state = node.directory.path().join("state");
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+    let mapped = fs::read_to_string("/proc/self/uid_map").unwrap();
+    if mapped.split_whitespace().nth(2) == Some("1") {
+        return; // there is no other user
+    }
+    let ran = unprivileged(&node, "", &["status"]).expect(0);
+    assert!(ran.out.starts_with("last run  not known: what was remembered could not be read\n"), "{ran:?}");
+    assert!(ran.out.contains("default_routes  as it should be  last change not known\n"), "{ran:?}");
+    assert!(ran.err.contains("Permission denied") && !ran.err.contains("fresh start"), "{ran:?}");
+    let told = unprivileged(&node, "", &["status", "--output", "json"]).expect(0).json();
+    assert_eq!((&told["remembered"], &section(&told, "default_routes")["last_change"]), (&json!(false), &Value::Null));
+    // Nor what makes no sense; but at a boot all is as new.
+    let state = state.join("state.json");
+    let good = fs::read_to_string(&state).unwrap();
+    for (text, remembered) in [("{".to_owned(), false), (good.replace("\"boot_id\":\"", "\"boot_id\":\"x"), true)] {
+        fs::write(&state, text).unwrap();
+        assert_eq!(status(&node)["remembered"], remembered);
+    }
+}
+
+#[test]
 fn what_it_cannot_see_is_said() {
     let node = healthy();
     node.fix(&[]).expect(0);
     node.config("kube_proxy: {crictl: /nonexistent}");
     node.uplink(2);
     let ran = node.fix(&["status"]).expect(1);
-    assert!(ran.out.contains("blocked kube_proxy: a restart of kube-proxy: uplinks changed: +eth2"), "{ran:?}");
+    let failed = "could not look: kube_proxy: a restart of kube-proxy: uplinks changed: +eth2";
+    assert!(ran.out.contains(failed) && ran.out.contains("kube_proxy      could not look   "), "{ran:?}");
+    assert!(!ran.out.contains("blocked"), "{ran:?}");
+    let told = node.fix(&["status", "--output", "json"]).expect(1).json();
+    assert_eq!(
+        (&section(&told, "kube_proxy")["blocked"], &told["blocked"][0]["reconciler"]),
+        (&json!(1), &json!("kube_proxy"))
+    );
+    // One that hangs is not waited for.
+    let crictl = node.directory.path().join("crictl");
+    fs::write(&crictl, "#!/bin/sh\ntrap '' TERM\nsleep 1000").unwrap();
+    fs::set_permissions(&crictl, fs::Permissions::from_mode(0o755)).unwrap();
+    node.config(&format!("kube_proxy: {{crictl: {}}}", crictl.display()));
+    let begun = std::time::Instant::now();
+    let ran = node.fix(&["status"]).expect(1);
+    assert!(ran.out.contains("could not look: kube_proxy: "), "{ran:?}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "took {:?}", begun.elapsed());
     node.config("rules: 7");
     node.fix(&["status"]).expect(78);
     finish(node_fixer().args(["--dry-run", "status"]).output().unwrap()).expect(64);
