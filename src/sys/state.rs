@@ -62,8 +62,8 @@ pub fn ledger(directory: &Path, may_change: bool) -> io::Result<Ledger> {
         Err(why) => {
             let aside = directory.join("ledger.json.unreadable");
             let is_aside = may_change && fs::rename(&file, &aside).is_ok();
-            let told = if is_aside { format!("{why}; it is {} now", aside.display()) } else { why };
-            Ok(fresh_start(&file, &told))
+            let told = || io::Error::other(format!("{why}; it is {} now", aside.display()));
+            Ok(fresh_start(&file, &if is_aside { told() } else { why }))
         }
     }
 }
