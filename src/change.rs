@@ -282,9 +282,10 @@ impl fmt::Display for Change {
             Change::AddAddress(dev, address) => write!(f, "ip addr add {address:#} dev {dev}"),
             Change::DeleteAddress { dev, address, promote } => {
                 let promote = |value| promote.then(|| SysctlKey::conf_of(dev, PROMOTE).command(value));
-                promote("1").iter().try_for_each(|command| write!(f, "{command} && "))?;
+                promote("1").iter().try_for_each(|command| write!(f, "{command} && {{ "))?;
                 write!(f, "ip addr del {address:#} dev {dev}")?;
-                promote("0").iter().try_for_each(|command| write!(f, " && {command}"))
+                // Also where the address has gone meanwhile.
+                promote("0").iter().try_for_each(|command| write!(f, "; {command}; }}"))
             }
             Change::AddBridge(bridge) => f.write_str(&bridge.add_command()),
             Change::SetBridge { new, .. } => f.write_str(&new.set_command()),
@@ -292,7 +293,8 @@ impl fmt::Display for Change {
             Change::SetMasquerade { rules, .. } => f.write_str(&nat::command(&nat::replacement(rules))),
             Change::DeleteMasquerade => write!(f, "{} delete table inet {}", nat::PROGRAM, nat::TABLE),
             Change::SetSysctl { key, value, first, then, .. } => {
-                first.iter().try_for_each(|(key, value)| write!(f, "{} && ", key.command(value)))?;
+                // Where an interface has gone meanwhile, the others are not to be without.
+                first.iter().try_for_each(|(key, value)| write!(f, "{}; ", key.command(value)))?;
                 f.write_str(&key.command(value))?;
                 then.iter().try_for_each(|(key, value)| write!(f, " && {}", key.command(value)))
             }

@@ -441,13 +441,13 @@ impl SysctlKey {
     }
 }
 
-/// As sysctl(8) takes it: with dots, or, where a segment has a dot of its own, with slashes.
 impl fmt::Debug for SysctlKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
     }
 }
 
+/// As sysctl(8) takes it: with dots, or, where a segment has a dot of its own, with slashes.
 impl fmt::Display for SysctlKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let dotted = self.segments.iter().any(|segment| segment.contains(&b'.'));

@@ -226,8 +226,8 @@ mod tests {
         AddedAddress { dev: dev.into(), address: address.parse().unwrap(), added }
     }
 
-    const ALONE: &str = "sysctl -w net.ipv4.conf.eth1.promote_secondaries=1 && del 10.0.0.1/24 dev eth1 && \
-                         sysctl -w net.ipv4.conf.eth1.promote_secondaries=0";
+    const ALONE: &str = "sysctl -w net.ipv4.conf.eth1.promote_secondaries=1 && { del 10.0.0.1/24 dev eth1; \
+                         sysctl -w net.ipv4.conf.eth1.promote_secondaries=0; }";
 
     #[test]
     fn declared_addresses_are_made_so() {

@@ -8,6 +8,16 @@ use crate::net::{FORWARD, IfName, SysctlKey};
 use crate::observed::{Gap, Observed};
 use crate::sorted;
 
+/// What the kernel does not copy from `default`: a key of its own kind, and those that flush its caches.
+const NOT_COPIED: [&str; 6] = [
+    "disable_policy",
+    "disable_xfrm",
+    "drop_unicast_in_l2_multicast",
+    "forwarding",
+    "promote_secondaries",
+    "route_localnet",
+];
+
 /// What is written before this key is: those interfaces that would follow it, and their value. `to_come` are those
 /// that begin with what `default` is now.
 pub fn staying(
@@ -16,7 +26,7 @@ pub fn staying(
     to_come: &[&IfName],
     observed: &Observed,
 ) -> Result<Vec<(SysctlKey, String)>, Gap> {
-    let what = key.strip_prefix("net/ipv4/conf/default/").filter(|what| *what != "forwarding");
+    let what = key.strip_prefix("net/ipv4/conf/default/").filter(|what| !NOT_COPIED.contains(what));
     let Some(what) = what else { return Ok(Vec::new()) };
     let names = observed.sysctl_names(["net/ipv4/conf".into()])?;
     let of = |name: &[u8]| SysctlKey::from_path(&[b"net/ipv4/conf", name, what.as_bytes()].join(&b'/'));

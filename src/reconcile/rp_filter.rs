@@ -111,7 +111,7 @@ mod tests {
     fn who_would_follow_default_and_was_not_named_is_given_its_value_before() {
         let links = [("eth0", 1), ("docker0", 1), ("wg0", 0)];
         let (commands, _) = keys(RpFilter::default(), &links, 1, 0);
-        let default = "sysctl -w net.ipv4.conf.docker0.rp_filter=1 && sysctl -w net.ipv4.conf.default.rp_filter=2";
+        let default = "sysctl -w net.ipv4.conf.docker0.rp_filter=1; sysctl -w net.ipv4.conf.default.rp_filter=2";
         assert_eq!(commands, [default, "sysctl -w net.ipv4.conf.eth0.rp_filter=2"]);
     }
 

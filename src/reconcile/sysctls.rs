@@ -630,7 +630,7 @@ mod tests {
         let yaml = "bridges: [{name: br0}]\nsysctls: [{key: net.ipv4.conf.default.proxy_arp, value: 2}, \
                     {key: net.ipv4.conf.eth2.proxy_arp, value: 0}, {key: net.ipv4.conf.eth3.proxy_arp, value: 1}]";
         let first = node.plan(plan, &desired(yaml));
-        let kept = ["eth0", "eth2", "br0"].map(|link| format!("sysctl -w net.ipv4.conf.{link}.proxy_arp=0 && "));
+        let kept = ["eth0", "eth2", "br0"].map(|link| format!("sysctl -w net.ipv4.conf.{link}.proxy_arp=0; "));
         let default = kept.concat() + "sysctl -w net.ipv4.conf.default.proxy_arp=2";
         assert_eq!(shown(&first.steps), [default.as_str(), "sysctl -w net.ipv4.conf.eth3.proxy_arp=1"]);
         let undone = first.steps[0].change.undone().unwrap();

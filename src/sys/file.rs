@@ -14,7 +14,7 @@ const MAX_BYTES: u64 = 16 << 20;
 ///
 /// # Errors
 ///
-/// It cannot be read, is no regular file of a sane size, or no UTF-8.
+/// It cannot be read, or is no regular file of a sane size; with the kind `InvalidData`: it is no UTF-8.
 pub fn read(path: &Path) -> io::Result<Option<String>> {
     // Neither a link to elsewhere nor a pipe that nobody writes.
     let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path);

@@ -43,12 +43,13 @@ pub fn recall(directory: &Path) -> (Memory, bool) {
     (fresh_start(&file, &why), is_all)
 }
 
-/// What the ledger says. The addresses that an earlier boot has added went with it. One that cannot be read is set
-/// aside, by who may change something.
+/// What the ledger says. The addresses that an earlier boot has added went with it. One that is none is set aside, by who
+/// may change something.
 ///
 /// # Errors
 ///
-/// It is that of another network namespace, and not to be overwritten.
+/// It could not be read, which says nothing of what is in it; or it is that of another network namespace. It is not to be
+/// overwritten.
 pub fn ledger(directory: &Path, may_change: bool) -> io::Result<Ledger> {
     let file = directory.join(LEDGER);
     match read(&file) {
@@ -59,6 +60,11 @@ pub fn ledger(directory: &Path, may_change: bool) -> io::Result<Ledger> {
             "{} is of another network namespace; name another --state-dir for this one",
             file.display()
         ))),
+        // Who only looks, and may not look here.
+        Err(why) if why.kind() == io::ErrorKind::PermissionDenied && !may_change => Ok(fresh_start(&file, &why)),
+        Err(why) if why.kind() != io::ErrorKind::InvalidData => {
+            Err(io::Error::new(why.kind(), format!("{} cannot be read, and is left alone: {why}", file.display())))
+        }
         Err(why) => {
             let aside = directory.join("ledger.json.unreadable");
             let is_aside = may_change && fs::rename(&file, &aside).is_ok();
@@ -97,10 +103,10 @@ enum Origin {
 /// What is saved, and where; `None` if there is nothing yet.
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<(T, Origin)>> {
     let Some(text) = file::read(path)? else { return Ok(None) };
-    let saved: Saved<T> = serde_json::from_str(&text).map_err(io::Error::other)?;
+    let saved: Saved<T> = serde_json::from_str(&text).map_err(invalid)?;
     let (boot_id, netns) = origin()?;
     if saved.version != VERSION {
-        return Err(io::Error::other(format!("it has version {}, not {VERSION}", saved.version)));
+        return Err(invalid(format!("it has version {}, not {VERSION}", saved.version)));
     }
     let origin = match () {
         () if saved.boot_id != boot_id => Origin::AnotherBoot,
@@ -108,6 +114,11 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<(T, Origin)>> {
         () => Origin::Here,
     };
     Ok(Some((saved.memory, origin)))
+}
+
+/// What is wrong with what is in the file, in contrast to what kept it from being read.
+fn invalid(why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 /// Remembers for the next run.

@@ -55,7 +55,7 @@ fn it_is_a_script_with_reasons_and_counts() {
     let lines: Vec<&str> = script.lines().collect();
     assert_eq!(lines[0], "#!/bin/sh");
     assert!(lines[1].starts_with("# rp_filter: rp_filter of default is 0"), "{script}");
-    assert_eq!(lines[2], "sysctl -w net.ipv4.conf.lo.rp_filter=0 && sysctl -w net.ipv4.conf.default.rp_filter=2");
+    assert_eq!(lines[2], "sysctl -w net.ipv4.conf.lo.rp_filter=0; sysctl -w net.ipv4.conf.default.rp_filter=2");
     assert!(script.contains("\n# blocked: default_routes: "), "{script}");
     assert_eq!(*lines.last().unwrap(), "# 3 planned, 1 blocked");
 }

@@ -1,6 +1,8 @@
 //! Reverse path filters.
 
-use crate::kit::Worker;
+use std::process::Command;
+
+use crate::kit::{Worker, finish};
 
 #[test]
 fn strict_uplinks_become_loose_and_nothing_else_changes() {
@@ -45,11 +47,26 @@ fn interfaces_that_nobody_named_do_not_follow_default() {
         } else {
             let ran = node.fix(&["--output", "json"]).expect(0);
             let commands = ran.commands().join("\n");
-            assert!(commands.contains("net.ipv4.conf.wg0.rp_filter=0 && "), "it says what it writes: {ran:?}");
+            assert!(commands.contains("net.ipv4.conf.wg0.rp_filter=0; "), "it says what it writes: {ran:?}");
         }
         assert_eq!(values(), ["2", "2", "0", "0", "0", "0"], "by the script: {by_script}");
         assert_eq!(node.fix(&[]).expect(0).out, "");
     }
+}
+
+/// Pods come and go between a dry run and its script.
+#[test]
+fn the_script_stands_an_interface_that_has_gone() {
+    let node = Worker::bare();
+    for link in ["wg0", "wg1", "eth0"] {
+        node.net.ip(&format!("link add {link} type bridge"));
+    }
+    node.config("kube_proxy: {mode: off}");
+    let script = node.fix(&["--dry-run"]).expect(0).out;
+    node.net.ip("link del wg0");
+    finish(node.net.output(Command::new("sh").args(["-c", &script])));
+    let names = ["default", "eth0", "wg1"];
+    assert_eq!(names.map(|name| node.net.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"))), ["2", "2", "0"]);
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use crate::kit::{Ran, Worker, finish};
+use crate::kit::{Netns, Ran, Worker, finish};
 use crate::sysctl_d::{DIRECTORIES, SYSTEMD, rooted, wrote};
 
 const OURS: &str = "etc/sysctl.d/90-node-fixer.conf";
@@ -384,6 +385,54 @@ fn what_the_kernel_does_not_know_is_told_in_its_words() {
     wish("{key: net.ipv4.no_such_key, value: 1}");
     let ran = node.fix(&[]).expect(1);
     assert!(ran.err.contains("the kernel here has no sysctl net.ipv4.no_such_key"), "{ran:?}");
+}
+
+/// Whatever the kernel here copies from `default`, nobody follows it; and who would not anyway is not written.
+#[test]
+fn nobody_follows_default_by_any_key() {
+    let (node, elsewhere) = (node(), Netns::new());
+    let keys: Vec<_> = node.net.enter(|| {
+        let names = fs::read_dir("/proc/sys/net/ipv4/conf/default").unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| !matches!(name.as_str(), "mc_forwarding" | "forwarding" | "rp_filter")).collect()
+    });
+    assert!(keys.len() > 20, "{keys:?}");
+    for net in [&node.net, &elsewhere] {
+        net.ip("link add kept type bridge");
+    }
+    for key in keys {
+        let of = |link: &str| format!("net/ipv4/conf/{link}/{key}");
+        let before = node.net.sysctl(&of("kept"));
+        let value = if node.net.sysctl(&of("default")) == "0" { "1" } else { "0" };
+        let off = "kube_proxy: {mode: off}\nrp_filter: {mode: off}\n";
+        node.config(&format!("{off}sysctls: [{{key: {}, value: {value}}}]", of("default")));
+        let ran = node.fix(&["--output", "json"]).expect(0);
+        assert_eq!(node.net.sysctl(&of("kept")), before, "{key}");
+        elsewhere.set_sysctl(&of("default"), value);
+        let follows = elsewhere.sysctl(&of("kept")) != before;
+        assert_eq!(ran.commands().concat().contains("conf.kept."), follows, "{key}: {ran:?}");
+    }
+}
+
+/// What cannot be read now may be read by the next run.
+#[test]
+fn a_ledger_that_cannot_be_read_now_is_not_forgotten() {
+    let rest = "kube_proxy: {mode: off}\nrp_filter: {mode: off}\n";
+    let node = node();
+    node.config(&format!("{rest}sysctls: [{{key: net.ipv4.conf.vh_1.proxy_arp, value: 1}}]"));
+    node.fix(&[]).expect(0);
+    let file = node.directory.path().join("state/ledger.json");
+    let text = fs::read_to_string(&file).unwrap();
+    node.config(rest);
+    let command = node.command(&[]);
+    let mut traced = Command::new("strace");
+    traced.args(["-qq", "-o", "/dev/null", "-P"]).arg(&file).args(["-e", "inject=openat:error=EMFILE", "--"]);
+    traced.arg(command.get_program()).args(command.get_args());
+    let ran = finish(node.net.output(&mut traced)).expect(1);
+    assert!(ran.err.contains("ledger.json cannot be read, and is left alone: Too many open files"), "{ran:?}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), text);
+    node.fix(&[]).expect(0);
+    assert_eq!(node.net.sysctl("net/ipv4/conf/vh_1/proxy_arp"), "0", "the next run takes it back");
 }
 
 /// What cannot be read, or names what no configuration may name, is set aside once.
