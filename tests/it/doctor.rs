@@ -596,6 +596,37 @@ fn a_pod_has_a_route_and_no_rule() {
 }
 
 #[test]
+fn a_few_pods_without_their_rules_get_exactly_those() {
+    let patient = Patient::of_vpc_cni();
+    let net = &patient.node.net;
+    for pod in 200..203 {
+        net.ip(&format!("link add eni00000000{pod} type veth peer name pod{pod}"));
+        net.ip(&format!("link set eni00000000{pod} up"));
+        net.ip(&format!("route add 10.0.0.{pod} dev eni00000000{pod} scope link"));
+        net.ip(&format!("rule add priority 512 to 10.0.0.{pod} lookup main"));
+        net.set_sysctl(&format!("net/ipv4/conf/eni00000000{pod}/rp_filter"), "2");
+    }
+    assert_eq!(patient.causes(), []);
+    net.ip("rule del priority 512 to 10.0.0.200");
+    net.ip("rule del priority 512 to 10.0.0.201");
+    let (evidence, cure) = patient.only("pod_without_rule", "");
+    assert!(evidence.contains("10.0.0.200 (eni00000000200), 10.0.0.201"), "two of five: {evidence}");
+    assert_eq!(cure.lines().count(), 2, "{cure}");
+    patient.is_cured_by(&cure);
+
+    net.ip("rule del priority 1536 from 10.0.1.100");
+    let (evidence, cure) = patient.only("pod_without_rule", "");
+    assert!(evidence.contains("10.0.1.100 (eni00000000064), and no rule 1536"), "{evidence}");
+    assert_eq!(cure, "ip rule add priority 1536 from 10.0.1.100 lookup 2 protocol 0");
+    patient.is_cured_by(&cure);
+    // Which of two tables is a pod's the others do not tell.
+    net.ip("rule del priority 1536 from 10.0.1.100");
+    net.ip("rule add priority 1536 from 10.0.1.101 lookup 3");
+    net.ip("route add default via 10.0.1.1 dev eth1 table 3");
+    assert_eq!(patient.causes(), []);
+}
+
+#[test]
 fn a_rule_leads_to_a_pod_that_is_gone() {
     let patient = Patient::of_vpc_cni();
     patient.node.net.ip("rule add priority 512 to 10.0.1.77 lookup main");
