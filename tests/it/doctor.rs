@@ -833,6 +833,22 @@ fn nothing_is_forwarded() {
 }
 
 #[test]
+fn the_later_of_the_names_of_ip_forward_counts() {
+    let patient = Patient::of_vpc_cni();
+    patient.node.net.set_sysctl("net/ipv4/ip_forward", "0");
+    patient.file("etc/sysctl.d/50-a.conf", "net.ipv4.ip_forward = 0\n");
+    patient.file("etc/sysctl.d/99-b.conf", "# hardened\nnet.ipv4.conf.all.forwarding = 0\n");
+    let (_, cure) = patient.only("ip_forward_off", "/etc/sysctl.d/99-b.conf:2");
+    assert!(cure.contains("> /etc/sysctl.d/99-b.ip-forward.conf") && !cure.contains("delete"), "{cure}");
+    // A line that says what an earlier one has said is written where that one stands.
+    patient.file("etc/sysctl.d/50-a.conf", "net.ipv4.ip_forward = 1\n");
+    let (_, cure) = patient.only("ip_forward_off", "/etc/sysctl.d/99-b.conf:2");
+    assert!(cure.ends_with("  # and delete line 2 of /etc/sysctl.d/99-b.conf"), "{cure}");
+    patient.file("etc/sysctl.d/99-c.conf", "net.ipv4.ip_forward = 0\nnet.ipv4.ip_forward = 1\n");
+    patient.only("ip_forward_off", "");
+}
+
+#[test]
 fn a_node_with_pods_of_ipv6_alone_forwards_that() {
     let node = Worker::new().with_loose_rp_filter();
     node.net.ip("rule del priority 32765");
