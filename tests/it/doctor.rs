@@ -517,6 +517,23 @@ fn a_network_manager_has_a_secondary_uplink() {
 }
 
 #[test]
+fn an_uplink_whose_name_no_list_can_hold_is_left_to_the_operator() {
+    let patient = Patient::of_vpc_cni();
+    patient.node.net.ip("link set eth1 name up+1");
+    patient.networkd("up+1", "ADMIN_STATE=configured\n");
+    let device = format!("run/NetworkManager/devices/{}", patient.index("up+1"));
+    patient.file(&device, "[device]\nmanaged=true\n");
+    let review = tempfile::tempdir().unwrap();
+    let ran = patient.examined(&["--output", "json", "--write", review.path().to_str().unwrap()]);
+    let found: Vec<String> = causes(&ran).into_iter().map(|(cause, _)| cause).collect();
+    assert_eq!(found, ["networkd_manages_uplink", "networkmanager_manages_uplink"], "{ran:?}");
+    for finding in ran.json()["findings"].as_array().unwrap() {
+        assert!(finding["cure"].as_str().unwrap().starts_with("# no list of "), "{finding}");
+    }
+    assert_eq!(std::fs::read_dir(review.path()).unwrap().count(), 0, "an empty Name= may be every interface's");
+}
+
+#[test]
 fn others_have_policy_rules_beside_the_cni() {
     let patient = Patient::of_vpc_cni();
     let net = &patient.node.net;
