@@ -107,13 +107,23 @@ fn names(uplinks: &[Uplink]) -> String {
 }
 
 /// All of these that can be elements of a list in a file of systemd or NetworkManager, where white space and `;`
-/// separate. Those that nobody manages as well: one cure must not undo another.
-fn listed(uplinks: &[Uplink], prefix: &str, separator: &str) -> String {
+/// separate; `None` where there are none: an empty list may stand for every interface. Those that nobody manages as
+/// well: one cure must not undo another.
+fn listed(uplinks: &[Uplink], prefix: &str, separator: &str) -> Option<String> {
     let plain =
         |name: &&IfName| name.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-@".contains(byte));
     let names = uplinks.iter().map(|uplink| uplink.name).filter(plain);
     let names = names.map(|name| format!("{prefix}{}", String::from_utf8_lossy(name.as_bytes())));
-    names.collect::<Vec<_>>().join(separator)
+    let names: Vec<String> = names.collect();
+    (!names.is_empty()).then(|| names.join(separator))
+}
+
+/// The cure where no uplink's name can be written into a list.
+fn by_hand(manager: &str) -> String {
+    format!(
+        "# no list of {manager} can hold the names of the uplinks: rename them, or have it leave them unmanaged by their \
+         hardware addresses"
+    )
 }
 
 pub fn networkd_manages_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap> {
@@ -135,6 +145,10 @@ pub fn networkd_manages_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap> {
          of the CNI, and when it takes the interface up anew the CNI's are gone",
         names(&uplinks)
     );
+    let Some(all) = all else {
+        let cure = by_hand("systemd-networkd");
+        return Ok(vec![Finding::new(evidence, source.or(state), cure)]);
+    };
     let text = format!("# These uplinks are the CNI's.\n[Match]\nName={all}\n\n[Link]\nUnmanaged=yes\n");
     let file = proposed(&facts.files.networks, UNMANAGED_FILE, &text);
     let cure = format!("{} && networkctl reload", write_command(&file));
@@ -157,6 +171,10 @@ pub fn networkmanager_manages_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap>
          those of the CNI, and when it takes the interface up anew the CNI's are gone",
         names(&uplinks)
     );
+    let Some(all) = all else {
+        let cure = by_hand("NetworkManager");
+        return Ok(vec![Finding::new(evidence, Some(place), cure)]);
+    };
     let text = format!("# These uplinks are the CNI's.\n[keyfile]\nunmanaged-devices+={all}\n");
     let file = proposed(&facts.files.of_cures, NETWORKMANAGER_FILE, &text);
     let cure = format!("{} && nmcli general reload conf", write_command(&file));

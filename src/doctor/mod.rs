@@ -85,7 +85,7 @@ pub const ALL: &[Check] = &[
     },
     Check {
         cause: "pod_without_rule",
-        title: "a pod has its route, but no rule 512",
+        title: "a pod has its route, but not its rule 512 or 1536",
         breaks: &["rules"],
         check: policy::pod_without_rule,
     },

@@ -1,10 +1,10 @@
 //! Causes in policy rules and their tables.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Finding;
-use super::facts::{FROM_POD, Facts, MARK, MARKED, TO_POD, family_of_host, host, shortened};
+use super::facts::{FROM_POD, Facts, MARK, MARKED, Pods, TO_POD, family_of_host, host, shortened};
 use crate::change::Change;
 use crate::net::{Family, Rule, Selector, SysctlKey, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, UPLINK_RULE_PRIORITY};
 use crate::observed::{Address, Gap, SeenRoute, Target};
@@ -13,7 +13,7 @@ use crate::sorted;
 
 pub fn kernel_rules_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let rules = facts.rules()?;
-    let everything = Selector { from: None, to: None, fwmark: None, iif: None, oif: None };
+    let everything = everything();
     let mut found = Vec::new();
     for family in [Family::V4, Family::V6] {
         // Without any there is no IPv6 here at all.
@@ -43,22 +43,52 @@ pub fn kernel_rules_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     Ok(found)
 }
 
-/// The pods whose rules somebody removed: all of them at once, though pods that came later may have theirs. (A single
-/// one without is another matter.)
+/// What takes all packets.
+fn everything() -> Selector {
+    Selector { from: None, to: None, fwmark: None, iif: None, oif: None }
+}
+
+/// The pods whose rules somebody removed: all of them at once, though pods that came later may have theirs. (A few
+/// without, or one whose subnet's other pods have theirs, are another matter.)
 fn flushed(facts: &Facts) -> Result<BTreeSet<IpAddr>, Gap> {
     let pods = facts.pods()?;
     let links = facts.pod_links()?;
     let here = pods.routes.iter().filter(|(_, index)| links.contains_key(index)).map(|(pod, _)| *pod);
-    let lacking = sorted::set(here.filter(|pod| !pods.from.contains_key(pod)));
+    let here: Vec<IpAddr> = here.collect();
+    let lacking = sorted::set(here.iter().copied().filter(|pod| !pods.from.contains_key(pod)));
     let bare = sorted::set(lacking.iter().copied().filter(|pod| !pods.to.contains_key(pod)));
-    let mut flushed = if bare.len() > 1 || !pods.are_of_vpc_cni() { bare } else { BTreeSet::new() };
+    let at_once = bare.len() > 1 && 2 * bare.len() >= here.len();
+    let mut flushed = if at_once || !pods.are_of_vpc_cni() { bare } else { BTreeSet::new() };
     for pod in lacking {
         // Its rule 512 somebody has put back.
-        if is_of_secondary_subnet(facts, pod)? {
+        if is_of_secondary_subnet(facts, pod)? && of_neighbours(facts, &pods, pod)?.is_empty() {
             flushed.insert(pod);
         }
     }
     Ok(flushed)
+}
+
+/// The rules 1536 of the other pods that are here and of the same subnet.
+fn of_neighbours<'a>(facts: &Facts, pods: &Pods<'a>, pod: IpAddr) -> Result<Vec<&'a Rule>, Gap> {
+    let subnets = facts.observed.addresses()?.iter().map(|it| it.subnet);
+    let around: Vec<_> = subnets.filter(|subnet| !subnet.is_host_address() && subnet.contains(&pod)).collect();
+    let near = |other: &IpAddr| pods.routes.contains_key(other) && around.iter().any(|subnet| subnet.contains(other));
+    let rules = pods.from.iter().filter(|(other, _)| **other != pod && near(other));
+    Ok(rules.flat_map(|(_, rules)| rules).copied().collect())
+}
+
+/// The rule 1536 that a pod lacks, where those of its subnet's other pods leave no doubt about it.
+fn from_pod(facts: &Facts, pods: &Pods, pod: IpAddr) -> Result<Option<Rule>, Gap> {
+    if pods.from.contains_key(&pod) || !is_of_secondary_subnet(facts, pod)? {
+        return Ok(None);
+    }
+    let of_pod = |rule: &Rule| {
+        let selector = Selector { from: Some(cidr::IpCidr::new_host(pod)), ..rule.selector.clone() };
+        Rule { selector, ..rule.clone() }
+    };
+    let mut rules = of_neighbours(facts, pods, pod)?.into_iter().map(of_pod);
+    let first = rules.next();
+    Ok(first.filter(|first| rules.all(|rule| rule == *first)))
 }
 
 /// Whether an address is of the subnet of an uplink that is not the first one, and the first one has no such subnet.
@@ -291,27 +321,38 @@ pub fn pod_without_rule(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         return Ok(Vec::new());
     }
     let flushed = flushed(facts)?;
-    let mut bare: BTreeMap<IpAddr, &crate::net::IfName> = BTreeMap::new();
+    let (mut to, mut from) = (Vec::new(), Vec::new());
     for (pod, index) in &pods.routes {
-        if let Some(name) = links.get(index).filter(|_| !pods.to.contains_key(pod) && !flushed.contains(pod)) {
-            bare.insert(*pod, name);
+        let Some(name) = links.get(index).filter(|_| !flushed.contains(pod)) else { continue };
+        if !pods.to.contains_key(pod) {
+            to.push((format!("{pod} ({name})"), to_pod(*pod)));
+        }
+        if let Some(rule) = from_pod(facts, &pods, *pod)? {
+            from.push((format!("{pod} ({name})"), rule));
         }
     }
-    if bare.is_empty() {
-        return Ok(Vec::new());
-    }
-    let named: Vec<_> = bare.iter().map(|(pod, name)| format!("{pod} ({name})")).collect();
-    let evidence = format!(
-        "the main table leads to {}, and no rule {TO_POD} does, as for the node's other pods: what pods of secondary \
-         uplinks send there leaves the node instead, and comes back as a martian",
-        shortened(named)
+    let matter_to = format!(
+        "no rule {TO_POD} does, as for the node's other pods: what pods of secondary uplinks send there leaves the node \
+         instead, and comes back as a martian"
     );
-    let rules = bare.keys().map(|pod| to_pod(*pod).command("add"));
-    Ok(vec![Finding::new(evidence, None, rules.collect::<Vec<_>>().join("\n"))])
+    let matter_from = format!(
+        "no rule {FROM_POD} leads from there to the table of the uplink, as for the other pods of the subnet: what is sent \
+         from there to the world leaves by the first uplink"
+    );
+    let mut found = Vec::new();
+    for (lacking, matter) in [(to, matter_to), (from, matter_from)] {
+        if !lacking.is_empty() {
+            let named = shortened(lacking.iter().map(|(pod, _)| pod));
+            let rules: Vec<String> = lacking.iter().map(|(_, rule)| rule.command("add")).collect();
+            let evidence = format!("the main table leads to {named}, and {matter}");
+            found.push(Finding::new(evidence, None, rules.join("\n")));
+        }
+    }
+    Ok(found)
 }
 
 fn to_pod(pod: IpAddr) -> Rule {
-    let selector = Selector { from: None, to: Some(cidr::IpCidr::new_host(pod)), fwmark: None, iif: None, oif: None };
+    let selector = Selector { to: Some(cidr::IpCidr::new_host(pod)), ..everything() };
     Rule { family: family_of_host(pod), priority: TO_POD, selector, table: TABLE_MAIN, protocol: 0 }
 }
 
@@ -354,7 +395,7 @@ pub fn mark_rule_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     if facts.rules()?.iter().any(marked) {
         return Ok(Vec::new());
     }
-    let selector = Selector { from: None, to: None, fwmark: Some(MARK), iif: None, oif: None };
+    let selector = Selector { fwmark: Some(MARK), ..everything() };
     let rule = Rule { family: Family::V4, priority: MARKED, selector, table: TABLE_MAIN, protocol: 0 };
     let evidence = format!(
         "the CNI has its rules {TO_POD} ({} pods) and {FROM_POD} ({}) here, and none of priority {MARKED} for the mark 0x80: \

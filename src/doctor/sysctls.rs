@@ -254,11 +254,11 @@ fn forwarding_off(facts: &Facts, family: Family) -> Result<Option<Finding>, Gap>
         wanted.extend(by_advertisement(facts)?.into_iter().map(|key| (key, "2")));
     }
     wanted.push((key.clone(), "1"));
+    // The switch is written by both of its names, and what is written last stays.
     let winner = |settings: &Settings| {
-        let off = |key: &&str| {
-            settings.winner(key.as_bytes(), Occasion::Boot).filter(|line| number(line) == Some(0)).cloned()
-        };
-        [switch, alias].iter().find_map(off)
+        let winners = [switch, alias].into_iter().filter_map(|key| settings.winner(key.as_bytes(), Occasion::Boot));
+        let last = winners.max_by(|a, b| (a.file.file_name(), a.line).cmp(&(b.file.file_name(), b.line)));
+        last.filter(|line| number(line) == Some(0)).cloned()
     };
     let line = winner(&facts.files.sysctl);
     let by = line.as_ref().map_or("no file of sysctl.d says so".into(), |line| format!("{} says so", line.place()));
@@ -271,7 +271,7 @@ fn forwarding_off(facts: &Facts, family: Family) -> Result<Option<Finding>, Gap>
     let proposal = beside(&existing, &after(file, last), &|path| ConfFile { path, text: text.clone() });
     let now: String = wanted.iter().map(|(key, value)| key.command(value) + " && ").collect();
     let mut cure = now + &write_command(&proposal);
-    if let Some(line) = line.as_ref().filter(|_| winner(&facts.files.sysctl.with(proposal.clone())).is_some()) {
+    if let Some(line) = winner(&facts.files.sysctl.with(proposal.clone())) {
         cure += &format!("  # and delete line {} of {}", line.line, shell_word(line.file.as_os_str().as_bytes()));
     }
     Ok(Some(Finding::new(evidence, line.as_ref().map(place), cure).with(vec![proposal])))

@@ -517,6 +517,23 @@ fn a_network_manager_has_a_secondary_uplink() {
 }
 
 #[test]
+fn an_uplink_whose_name_no_list_can_hold_is_left_to_the_operator() {
+    let patient = Patient::of_vpc_cni();
+    patient.node.net.ip("link set eth1 name up+1");
+    patient.networkd("up+1", "ADMIN_STATE=configured\n");
+    let device = format!("run/NetworkManager/devices/{}", patient.index("up+1"));
+    patient.file(&device, "[device]\nmanaged=true\n");
+    let review = tempfile::tempdir().unwrap();
+    let ran = patient.examined(&["--output", "json", "--write", review.path().to_str().unwrap()]);
+    let found: Vec<String> = causes(&ran).into_iter().map(|(cause, _)| cause).collect();
+    assert_eq!(found, ["networkd_manages_uplink", "networkmanager_manages_uplink"], "{ran:?}");
+    for finding in ran.json()["findings"].as_array().unwrap() {
+        assert!(finding["cure"].as_str().unwrap().starts_with("# no list of "), "{finding}");
+    }
+    assert_eq!(std::fs::read_dir(review.path()).unwrap().count(), 0, "an empty Name= may be every interface's");
+}
+
+#[test]
 fn others_have_policy_rules_beside_the_cni() {
     let patient = Patient::of_vpc_cni();
     let net = &patient.node.net;
@@ -593,6 +610,37 @@ fn a_pod_has_a_route_and_no_rule() {
     let (evidence, cure) = patient.only("pod_without_rule", "");
     assert!(evidence.contains("10.0.1.100 (eni00000000064)"), "{evidence}");
     patient.is_cured_by(&cure);
+}
+
+#[test]
+fn a_few_pods_without_their_rules_get_exactly_those() {
+    let patient = Patient::of_vpc_cni();
+    let net = &patient.node.net;
+    for pod in 200..203 {
+        net.ip(&format!("link add eni00000000{pod} type veth peer name pod{pod}"));
+        net.ip(&format!("link set eni00000000{pod} up"));
+        net.ip(&format!("route add 10.0.0.{pod} dev eni00000000{pod} scope link"));
+        net.ip(&format!("rule add priority 512 to 10.0.0.{pod} lookup main"));
+        net.set_sysctl(&format!("net/ipv4/conf/eni00000000{pod}/rp_filter"), "2");
+    }
+    assert_eq!(patient.causes(), []);
+    net.ip("rule del priority 512 to 10.0.0.200");
+    net.ip("rule del priority 512 to 10.0.0.201");
+    let (evidence, cure) = patient.only("pod_without_rule", "");
+    assert!(evidence.contains("10.0.0.200 (eni00000000200), 10.0.0.201"), "two of five: {evidence}");
+    assert_eq!(cure.lines().count(), 2, "{cure}");
+    patient.is_cured_by(&cure);
+
+    net.ip("rule del priority 1536 from 10.0.1.100");
+    let (evidence, cure) = patient.only("pod_without_rule", "");
+    assert!(evidence.contains("10.0.1.100 (eni00000000064), and no rule 1536"), "{evidence}");
+    assert_eq!(cure, "ip rule add priority 1536 from 10.0.1.100 lookup 2 protocol 0");
+    patient.is_cured_by(&cure);
+    // Which of two tables is a pod's the others do not tell.
+    net.ip("rule del priority 1536 from 10.0.1.100");
+    net.ip("rule add priority 1536 from 10.0.1.101 lookup 3");
+    net.ip("route add default via 10.0.1.1 dev eth1 table 3");
+    assert_eq!(patient.causes(), []);
 }
 
 #[test]
@@ -799,6 +847,22 @@ fn nothing_is_forwarded() {
     let (_, cure) = patient.only("ip_forward_off", "/etc/sysctl.d/60-hard.conf:1");
     let now = cure.split(" && ").next().unwrap();
     patient.is_cured_by(now);
+}
+
+#[test]
+fn the_later_of_the_names_of_ip_forward_counts() {
+    let patient = Patient::of_vpc_cni();
+    patient.node.net.set_sysctl("net/ipv4/ip_forward", "0");
+    patient.file("etc/sysctl.d/50-a.conf", "net.ipv4.ip_forward = 0\n");
+    patient.file("etc/sysctl.d/99-b.conf", "# hardened\nnet.ipv4.conf.all.forwarding = 0\n");
+    let (_, cure) = patient.only("ip_forward_off", "/etc/sysctl.d/99-b.conf:2");
+    assert!(cure.contains("> /etc/sysctl.d/99-b.ip-forward.conf") && !cure.contains("delete"), "{cure}");
+    // A line that says what an earlier one has said is written where that one stands.
+    patient.file("etc/sysctl.d/50-a.conf", "net.ipv4.ip_forward = 1\n");
+    let (_, cure) = patient.only("ip_forward_off", "/etc/sysctl.d/99-b.conf:2");
+    assert!(cure.ends_with("  # and delete line 2 of /etc/sysctl.d/99-b.conf"), "{cure}");
+    patient.file("etc/sysctl.d/99-c.conf", "net.ipv4.ip_forward = 0\nnet.ipv4.ip_forward = 1\n");
+    patient.only("ip_forward_off", "");
 }
 
 #[test]
