@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::CommandFactory;
+use clap::{Arg, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use node_fixer::cli::Cli;
@@ -63,8 +63,24 @@ fn program() -> anyhow::Result<Vec<u8>> {
     let mut text = Roff::new();
     text.control("SH", ["COMMANDS"]);
     for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
-        item(&mut text, &[bold(command.get_name())]);
-        text.text([roman(command.get_about().map(ToString::to_string).unwrap_or_default())]);
+        let own = || command.get_arguments().filter(|arg| !arg.is_global_set() && arg.get_id() != "help");
+        let written = |arg: &Arg| {
+            let value = arg.get_value_names().and_then(<[_]>::first).map(ToString::to_string).unwrap_or_default();
+            arg.get_long().map_or(value.clone(), |long| format!("[--{long} {value}]"))
+        };
+        let usage = own().fold(String::new(), |usage, arg| usage + " " + &written(arg));
+        item(&mut text, &[bold(command.get_name()), roman(usage)]);
+        text.text([roman(command.get_about().map(ToString::to_string).unwrap_or_default() + ".")]);
+        for arg in own() {
+            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+            text.text([roman(format!("{}: {help}.", written(arg).trim_matches(['[', ']'])))]);
+        }
+        let codes = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let codes = codes.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(' '));
+        let codes: Vec<_> = codes.map(|(code, meaning)| format!("{code} {}", meaning.trim())).collect();
+        if !codes.is_empty() {
+            text.text([roman(format!("Exit codes: {}.", codes.join("; ")))]);
+        }
     }
     text.control("SH", ["EXIT STATUS"]);
     for (code, meaning) in codes.lines().skip(1).filter_map(|line| line.trim().split_once(' ')) {

@@ -146,7 +146,7 @@ impl Contended {
 
     fn repair(repair: &contention::Repair, boot: Duration) -> Contended {
         let minutes = repair.since(boot).as_secs().div_ceil(60).max(1);
-        let reason = format!("mended {OFTEN} times in the last {RUNS} runs, within {minutes} min");
+        let reason = format!("mended at least {OFTEN} times in the last {RUNS} runs, within {minutes} min");
         Contended { reconciler: repair.reconciler.clone(), repair: repair.command.clone(), reason }
     }
 

@@ -52,6 +52,12 @@ impl Pattern {
     }
 
     fn new(text: &str) -> Result<Pattern, String> {
+        if is_shell_pattern(text) {
+            return Err(format!(
+                "`{text}` is taken for a regular expression, in which * repeats what stands before it; write ^{}$",
+                text.replace('*', ".*")
+            ));
+        }
         let compiled = match text {
             UPLINKS | UPLINKS_AND_PODS => OnceCell::new(),
             _ => OnceCell::from(compile(text)?),
@@ -88,6 +94,13 @@ impl Pattern {
         }
         self.compiled.get()
     }
+}
+
+/// Whether it looks like a pattern of a shell: a `*` right after a part of a name repeats just that letter.
+fn is_shell_pattern(text: &str) -> bool {
+    let pairs = text.bytes().zip(text.bytes().skip(1));
+    text.starts_with('*')
+        || pairs.into_iter().any(|(one, next)| next == b'*' && (one.is_ascii_alphanumeric() || one == b'_'))
 }
 
 fn compile(text: &str) -> Result<Regex, String> {

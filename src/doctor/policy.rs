@@ -360,23 +360,38 @@ pub fn rule_without_pod(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let pods = facts.pods()?;
     // Pods with a security group have their routes in a table of their branch interface.
     let tables = facts.named_tables()?;
-    let to_hosts = tables.values().flat_map(|routes| routes.iter()).filter(|route| route.to.is_host_address());
-    let to_hosts = to_hosts.filter(|route| route.target != Target::Special);
-    let routed = sorted::set(to_hosts.map(|route| route.to.first_address()));
+    let to_hosts = || {
+        let all = tables.values().flat_map(|routes| routes.iter()).filter(|route| route.to.is_host_address());
+        all.filter(|route| route.target != Target::Special)
+    };
+    let routed = sorted::set(to_hosts().map(|route| route.to.first_address()));
     let leaked: Vec<(&IpAddr, &&Rule)> = pods.to.iter().filter(|(pod, _)| !routed.contains(pod)).collect();
     if leaked.is_empty() {
         return Ok(Vec::new());
     }
-    let evidence = format!(
+    let mut evidence = format!(
         "rules {TO_POD} lead to {}, and no table has a route to it: the pod is gone and its rule was left, or the pod is \
          there and lost its route",
         shortened(leaked.iter().map(|(pod, _)| pod))
     );
     let from = leaked.iter().filter_map(|(pod, _)| pods.from.get(pod)).flatten();
     let rules = leaked.iter().map(|(_, rule)| *rule).chain(from);
-    let commands: Vec<String> = rules.map(|rule| rule.command("del")).collect();
-    let cure =
-        format!("# where `crictl pods` and `kubectl get pods -o wide` know no such pod:\n{}", commands.join("\n"));
+    let commands = rules.map(|rule| rule.command("del"));
+    let mut cure = String::from("# where `crictl pods` and `kubectl get pods -o wide` know no such pod:");
+    // Whose pod may be alive: its routes went with the interface, or have not come yet.
+    let used = sorted::set(to_hosts().flat_map(SeenRoute::hops).filter_map(|hop| hop.oif));
+    let idle: Vec<u32> = facts.pod_links()?.into_keys().filter(|index| !used.contains(index)).collect();
+    let idle: Vec<_> = facts.observed.links(idle)?.into_iter().flatten().collect();
+    let mut mark = "";
+    if !idle.is_empty() {
+        let named = idle.iter().map(|link| format!("{} ({})", link.dev.name, if link.up { "up" } else { "down" }));
+        evidence += &format!("; no route leads to {}: one of these pods may be behind it", shortened(named));
+        cure = format!(
+            "# a pod behind an interface without a route may be alive: recreate it (kubectl delete pod)\n{cure}"
+        );
+        mark = "# ";
+    }
+    commands.for_each(|command| cure += &format!("\n{mark}{command}"));
     Ok(vec![Finding::new(evidence, None, cure)])
 }
 

@@ -234,6 +234,10 @@ impl Policy<'_> {
             return Ok(Way::OfVrf);
         }
         let name = &link.dev.name;
+        if !link.up {
+            // Its routes went when it went down: without them nothing else is to be told.
+            return Ok(Way::Blocked(format!("{name} is {how}, but it is down; set it up: ip link set {name} up")));
+        }
         let main = self.table(TABLE_MAIN)?;
         let defaults = main.iter().filter(|route| route.to.network_length() == 0 && route.is_unlimited());
         let gateways = sorted::set(defaults.flat_map(SeenRoute::hops).filter_map(|hop| hop.via));

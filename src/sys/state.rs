@@ -68,7 +68,12 @@ pub fn ledger(directory: &Path, may_change: bool) -> io::Result<Ledger> {
         Err(why) => {
             let aside = directory.join("ledger.json.unreadable");
             let is_aside = may_change && fs::rename(&file, &aside).is_ok();
-            let told = || io::Error::other(format!("{why}; it is {} now", aside.display()));
+            let told = || {
+                io::Error::other(format!(
+                    "{why}; it is {} now, and what only it knew of is not taken back",
+                    aside.display()
+                ))
+            };
             Ok(fresh_start(&file, &if is_aside { told() } else { why }))
         }
     }

@@ -202,3 +202,13 @@ fn a_family_that_is_named_twice_is_mended_once() {
     node.config("default_routes: {families: [ipv4, ipv4]}");
     assert_eq!(node.fix(&["--output", "json"]).expect(0).commands().len(), 1);
 }
+
+/// With the interface the kernel takes all routes of the table: what is to be told is why.
+#[test]
+fn an_uplink_that_is_down_is_named() {
+    let node = Worker::new().with_loose_rp_filter();
+    node.net.ip("link set eth1 down");
+    let ran = node.fix(&["--dry-run", "--output", "json"]).expect(0);
+    let because = ran.json()["blocked"][0]["because"].as_str().unwrap().to_owned();
+    assert!(because.contains("but it is down; set it up: ip link set eth1 up"), "{because}");
+}

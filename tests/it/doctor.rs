@@ -652,6 +652,16 @@ fn a_rule_leads_to_a_pod_that_is_gone() {
     patient.is_cured_by(&cure);
 }
 
+/// Its route went when its interface went down, and comes back when the pod is made anew.
+#[test]
+fn no_rule_goes_of_a_pod_that_may_be_alive() {
+    let patient = Patient::of_vpc_cni();
+    patient.node.net.ip("link set eni00000000064 down");
+    let (evidence, cure) = patient.only("rule_without_pod", "");
+    assert!(evidence.contains("no route leads to eni00000000064 (down)"), "{evidence}");
+    assert!(cure.lines().all(|line| line.starts_with('#')), "{cure}");
+}
+
 #[test]
 fn it_is_not_blind_where_no_pod_has_a_route() {
     let patient = Patient::of_vpc_cni();
