@@ -88,7 +88,9 @@ fn empty(directory: &Path) -> std::path::PathBuf {
 fn seen_by_server(host: &Host, machine: &Netns) -> Option<IpAddr> {
     let server: SocketAddr = "192.0.2.1:8080".parse().unwrap();
     let listener = host.server.enter(|| TcpListener::bind(server)).unwrap();
-    machine.enter(|| TcpStream::connect_timeout(&server, Duration::from_secs(3))).ok()?;
+    // Longer than the kernel looks for the gateway's hardware address (3 s): what comes after must not be told that the
+    // earlier search has failed.
+    machine.enter(|| TcpStream::connect_timeout(&server, Duration::from_secs(10))).ok()?;
     Some(listener.accept().unwrap().1.ip())
 }
 
