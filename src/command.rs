@@ -9,6 +9,7 @@ use tracing::error;
 
 use crate::cli::{Cli, Command, Common, Doctor, Output};
 use crate::desired::{self, ConfigError, Desired, Loaded, SCHEMA};
+use crate::log::colour;
 use crate::net::one_line;
 use crate::npd::{self, Verdict};
 use crate::run::{self, Outcome};
@@ -142,7 +143,7 @@ fn status(cli: &Cli) -> anyhow::Result<u8> {
     let desired = load_in_haste(&cli.common)?;
     let status = status::look(&desired, &mut open(cli, false)?, cli.durable_dir())?;
     print(&match cli.common.output {
-        Output::Text | Output::Npd => status.text(report::colour()),
+        Output::Text | Output::Npd => status.text(colour(&io::stdout())),
         Output::Json => status.json()?,
     })?;
     Ok(if status.could_look() { EXIT_OK } else { EXIT_FAILED })
@@ -163,7 +164,7 @@ fn doctor(cli: &Cli, asked: &Doctor) -> anyhow::Result<u8> {
         Err(error) => (doctor::report::Review::default(), Err(error)),
     };
     print(&match cli.common.output {
-        Output::Text | Output::Npd => doctor::report::text(&examination, &review, report::colour()),
+        Output::Text | Output::Npd => doctor::report::text(&examination, &review, colour(&io::stdout())),
         Output::Json => doctor::report::json(&examination, &review)?,
     })?;
     failed?;

@@ -1,7 +1,5 @@
 //! What came of a run: as a shell script (dry run), as text, or as JSON.
 
-use std::io::{IsTerminal, stdout};
-
 use serde::Serialize;
 
 use crate::change::Action;
@@ -128,9 +126,4 @@ fn word(status: Status) -> &'static str {
         Status::Skipped => "skipped",
         Status::Observed => "observed",
     }
-}
-
-/// Whether stdout may be coloured: it is a terminal, and nobody objects (https://no-color.org).
-pub fn colour() -> bool {
-    stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

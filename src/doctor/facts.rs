@@ -183,6 +183,13 @@ impl<'a> Facts<'a> {
         Ok(pods)
     }
 
+    /// The routes to single hosts, in all tables that rules name: those to pods among them. IPv6 has routes to every
+    /// interface; to a pod leads a host route.
+    pub fn host_routes(&self) -> Result<Vec<&SeenRoute>, Gap> {
+        let tables = self.named_tables()?;
+        Ok(tables.into_values().flatten().filter(|route| route.to.is_host_address()).collect())
+    }
+
     /// The interfaces of pods, by index: those that the VPC CNI names like that.
     pub fn pod_links(&self) -> Result<BTreeMap<u32, &IfName>, Gap> {
         let of_cni = self.pods()?.are_of_vpc_cni();

@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use super::Finding;
 use super::facts::{Facts, shortened};
-use crate::observed::{Gap, SeenRoute};
+use crate::observed::Gap;
+use crate::sorted;
 
 pub fn without_address(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let filters = facts.observed.rp_filters()?;
@@ -15,20 +16,16 @@ pub fn without_address(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     if known.peek().is_some() && known.all(IpAddr::is_ipv6) {
         return Ok(Vec::new());
     }
-    let tables = facts.named_tables()?;
+    let to_hosts = facts.host_routes()?;
+    let routed = sorted::set(to_hosts.iter().flat_map(|route| route.hops()).filter_map(|hop| hop.oif));
     let addresses = facts.observed.addresses()?;
-    let routed = |index: u32| {
-        // IPv6 has routes to every interface; to a pod leads a host route.
-        let routes = tables.values().flat_map(|routes| routes.iter()).filter(|route| route.to.is_host_address());
-        routes.flat_map(SeenRoute::hops).any(|hop| hop.oif == Some(index))
-    };
     let addressed = |index: u32| addresses.iter().any(|it| it.index == index && it.local.is_ipv4());
     let suspects: Vec<(u32, i32)> = filters
         .links
         .iter()
         .map(|(index, value)| (*index, (*value).max(filters.all)))
         .filter(|(index, value)| matches!(value, 1 | 2) && links.contains_key(index))
-        .filter(|(index, _)| !addressed(*index) && !routed(*index))
+        .filter(|(index, _)| !addressed(*index) && !routed.contains(index))
         .collect();
     let seen = facts.observed.links(suspects.iter().map(|(index, _)| *index))?;
     let up = suspects.into_iter().zip(seen).filter_map(|(suspect, link)| Some((suspect, link.filter(|link| link.up)?)));

@@ -359,12 +359,9 @@ fn to_pod(pod: IpAddr) -> Rule {
 pub fn rule_without_pod(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let pods = facts.pods()?;
     // Pods with a security group have their routes in a table of their branch interface.
-    let tables = facts.named_tables()?;
-    let to_hosts = || {
-        let all = tables.values().flat_map(|routes| routes.iter()).filter(|route| route.to.is_host_address());
-        all.filter(|route| route.target != Target::Special)
-    };
-    let routed = sorted::set(to_hosts().map(|route| route.to.first_address()));
+    let mut to_hosts = facts.host_routes()?;
+    to_hosts.retain(|route| route.target != Target::Special);
+    let routed = sorted::set(to_hosts.iter().map(|route| route.to.first_address()));
     let leaked: Vec<(&IpAddr, &&Rule)> = pods.to.iter().filter(|(pod, _)| !routed.contains(pod)).collect();
     if leaked.is_empty() {
         return Ok(Vec::new());
@@ -379,7 +376,7 @@ pub fn rule_without_pod(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let commands = rules.map(|rule| rule.command("del"));
     let mut cure = String::from("# where `crictl pods` and `kubectl get pods -o wide` know no such pod:");
     // Whose pod may be alive: its routes went with the interface, or have not come yet.
-    let used = sorted::set(to_hosts().flat_map(SeenRoute::hops).filter_map(|hop| hop.oif));
+    let used = sorted::set(to_hosts.iter().flat_map(|route| route.hops()).filter_map(|hop| hop.oif));
     let idle: Vec<u32> = facts.pod_links()?.into_keys().filter(|index| !used.contains(index)).collect();
     let idle: Vec<_> = facts.observed.links(idle)?.into_iter().flatten().collect();
     let mut mark = "";

@@ -85,13 +85,17 @@ impl Subscriber for Unwritten {
     fn exit(&self, _: &Id) {}
 }
 
+/// Whether what is written there may be coloured: it is a terminal, and nobody objects (https://no-color.org).
+pub fn colour(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 fn writer(level: LevelFilter) -> Dispatch {
-    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let log = tracing_subscriber::fmt()
         .with_writer(stderr)
         .with_max_level(level)
         .with_target(false)
-        .with_ansi(stderr().is_terminal() && !no_color);
+        .with_ansi(colour(&stderr()));
     let under_systemd = std::env::var_os("JOURNAL_STREAM").is_some();
     match () {
         () if under_systemd && is_journal().unwrap_or(false) => {

@@ -236,7 +236,7 @@ impl Policy<'_> {
         let name = &link.dev.name;
         if !link.up {
             // Its routes went when it went down: without them nothing else is to be told.
-            return Ok(Way::Blocked(format!("{name} is {how}, but it is down; set it up: ip link set {name} up")));
+            return Ok(Way::Blocked(format!("{name} is {how}, but {}", is_down("it", &link.dev))));
         }
         let main = self.table(TABLE_MAIN)?;
         let defaults = main.iter().filter(|route| route.to.network_length() == 0 && route.is_unlimited());
@@ -276,7 +276,7 @@ impl Policy<'_> {
         let to_gateway: Vec<_> = self.table(table)?.into_iter().filter(|route| route.to == host).collect();
         let leads = |route: &SeenRoute| route.target == Target::Hop(Hop { via: None, oif: Some(index) });
         let trouble = if !link.up {
-            Some(format!("{0} is down; set it up: ip link set {0} up", dev.name))
+            Some(is_down(&dev.name.to_string(), &dev))
         } else if subnets.is_empty() {
             let cure = "give it its address back; does a network manager or the CNI own it?";
             Some(format!("{} has no {} address; {cure}", dev.name, self.family))
@@ -377,6 +377,11 @@ fn has_default(routes: &[SeenRoute]) -> bool {
 fn is_inside(gateway: IpAddr, subnets: &[IpCidr]) -> bool {
     let link_local = matches!(gateway, IpAddr::V6(gateway) if gateway.is_unicast_link_local());
     subnets.iter().any(|subnet| link_local || subnet.contains(&gateway))
+}
+
+/// What is wrong with an interface that is down, and the cure.
+fn is_down(who: &str, dev: &Dev) -> String {
+    format!("{who} is down; set it up: ip link set {} up", dev.name)
 }
 
 fn listed(subnets: &[IpCidr]) -> String {

@@ -1,6 +1,6 @@
 //! What is remembered between runs: `state.json`, which counts until the next boot, and `ledger.json`, of which a part
-//! counts longer. Both are of the network namespace that they were written in. Whatever else is wrong with one of them
-//! is a warning and a fresh start.
+//! counts longer. Both are of the network namespace that they were written in. Whatever else is wrong with what is in one
+//! of them is a warning and a fresh start.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -43,6 +43,17 @@ fn seen_within(time: Duration, node: &Worker, vm: &Netns, server: &str) -> Optio
     Some(listener.accept().unwrap().1.ip())
 }
 
+/// Gives the chains of the table `fw` these rules and no others; says which.
+fn fill(node: &Worker, chains: [(&str, &str); 3]) -> String {
+    let rules = chains.iter().flat_map(|(chain, rules)| {
+        let rules = rules.split("; ").filter(|rule| !rule.is_empty());
+        rules.map(move |rule| format!("; add rule inet fw {chain} {rule}"))
+    });
+    let rules: String = rules.collect();
+    nft(node, &format!("flush table inet fw{rules}"));
+    rules
+}
+
 fn nft(node: &Worker, commands: &str) -> String {
     node.net.run("nft", &[commands])
 }
@@ -402,12 +413,7 @@ fn rules_at_the_end_that_drop_everything_are_told_of_like_a_policy() {
         ("iifname eth9 jump more; iifname br-vms jump more; drop", "", "jump vms; accept", 0),
         ("meta l4proto tcp jump vms; drop", "accept", "", 0),
     ] {
-        let add = |chain: &str, rules: &str| {
-            let rules = rules.split("; ").filter(|rule| !rule.is_empty());
-            rules.map(|rule| format!("; add rule inet fw {chain} {rule}")).collect::<String>()
-        };
-        let rules = [add("forward", forward), add("vms", vms), add("more", more)].concat();
-        nft(&node, &format!("flush table inet fw{rules}"));
+        let rules = fill(&node, [("forward", forward), ("vms", vms), ("more", more)]);
         let ran = node.fix(&["--output", "json"]);
         assert_eq!((blocked(&ran).len(), ran.code), (lacking, i32::from(lacking > 0)), "{rules}: {ran:?}");
         if lacking > 0 {
@@ -473,12 +479,7 @@ fn rules_that_drop_a_source_are_told_of() {
         ("tcp dport 25 jump vms", "ip saddr 10.100.0.0/16 drop", "", 0),
         ("iifname vmap { br-vms : jump vms }", "ip saddr 10.100.0.0/16 drop", "", 0),
     ] {
-        let add = |chain: &str, rules: &str| {
-            let rules = rules.split("; ").filter(|rule| !rule.is_empty());
-            rules.map(|rule| format!("; add rule inet fw {chain} {rule}")).collect::<String>()
-        };
-        let rules = [add("forward", forward), add("vms", vms), add("more", more)].concat();
-        nft(&node, &format!("flush table inet fw{rules}"));
+        let rules = fill(&node, [("forward", forward), ("vms", vms), ("more", more)]);
         let ran = node.fix(&["--output", "json"]);
         assert_eq!((blocked(&ran).len(), ran.code), (lacking, i32::from(lacking > 0)), "{rules}: {ran:?}");
         for told in blocked(&ran) {
