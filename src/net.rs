@@ -14,6 +14,9 @@ pub const PROTO_MENDED: u8 = 170;
 /// Routes and rules that were declared carry this protocol number, and go when their declaration goes.
 pub const PROTO_DECLARED: u8 = 171;
 
+/// `RTPROT_KERNEL`: the kernel's own routes, which come and go with addresses.
+pub const PROTO_KERNEL: u8 = 2;
+
 /// `RT_TABLE_DEFAULT`, where rule 32767 looks.
 pub const TABLE_DEFAULT: u32 = 253;
 /// `RT_TABLE_MAIN`, where rule 32766 looks.

@@ -82,6 +82,8 @@ pub enum RouteSet {
     Table(Family, u32),
     /// All that carry this protocol number, in any table.
     Protocol(Family, u8),
+    /// The routes of the main table that are for every packet: defaults, and the two halves of everything.
+    Defaults(Family),
 }
 
 /// Why a plan cannot be made yet, or at all.
@@ -161,6 +163,11 @@ impl Observed {
     pub fn routes(&self, sets: impl IntoIterator<Item = RouteSet>) -> Result<Vec<&[SeenRoute]>, Gap> {
         let seen = all(sets, &self.routes, Want::Routes)?;
         Ok(seen.into_iter().map(Vec::as_slice).collect())
+    }
+
+    /// Whether this set of routes has been looked at.
+    pub fn has_routes(&self, set: &RouteSet) -> bool {
+        self.routes.contains_key(set)
     }
 
     /// The rp_filter of every interface.
@@ -394,6 +401,18 @@ impl SeenRoute {
         self.tos == 0 && !self.source_specific
     }
 
+    /// Whether it is a default route for every packet, of whatever kind, or one half of everything.
+    pub fn is_of_default_class(&self) -> bool {
+        self.to.network_length() <= 1 && self.is_unlimited()
+    }
+
+    /// Whether it leads to a single host that is on the link itself. IPv6 routes have no scope: there it is a host
+    /// route without a gateway.
+    pub fn is_host_on_link(&self) -> bool {
+        let on_link = self.to.first_address().is_ipv6() || self.scope == Some(Scope::Link);
+        on_link && self.to.is_host_address() && matches!(self.target, Target::Hop(Hop { via: None, oif: Some(_) }))
+    }
+
     /// As the kernel will show this route once it is there, leaving by the interface with this index.
     pub fn of(route: &Route, oif: Option<u32>) -> SeenRoute {
         SeenRoute {
@@ -467,6 +486,8 @@ pub struct Link {
     pub vrf_slave: bool,
     /// Hardware address; empty where it has none.
     pub hardware: Vec<u8>,
+    /// What it is made of (`IFLA_INFO_KIND`: bridge, veth, wireguard …); empty for a card.
+    pub kind: Box<[u8]>,
 }
 
 /// An address of an interface.
@@ -490,6 +511,8 @@ pub struct Address {
     pub created: Duration,
     /// What it puts on the link: its own subnet, or the peer's.
     pub subnet: IpCidr,
+    /// Of global scope, and not link-local by its number.
+    pub global: bool,
     /// Global, and there to stay: neither link-local nor tentative nor temporary.
     pub lasting: bool,
 }

@@ -5,12 +5,13 @@ mod addresses;
 mod bridges;
 mod carried;
 pub mod default_routes;
+pub mod gateway;
 mod kube_proxy;
 mod masquerade;
 mod namespaces;
-mod routes;
+pub mod routes;
 mod rp_filter;
-mod rules;
+pub mod rules;
 mod sysctls;
 #[cfg(test)]
 mod testing;
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
     use crate::change::Change;
     use crate::desired::SCHEMA;
-    use crate::net::{KERNEL_PRIORITIES, PROTO_DECLARED};
+    use crate::net::{KERNEL_PRIORITIES, PROTO_DECLARED, PROTO_MENDED};
     use testing::{Model, desired};
 
     #[test]
@@ -158,12 +159,19 @@ mod tests {
                 let plan = model.plan(reconciler.plan, &desired);
                 for step in plan.steps.iter().chain(&plan.removals) {
                     let protocol = match &step.change {
+                        // What repaired a table goes once its owner's default is there, and gives way to what is declared.
+                        Change::DeleteRoute(route) if route.protocol == PROTO_MENDED && reconciler.name == "default_routes" => {
+                            let others = |it: &&crate::observed::SeenRoute| it.table == route.table && it.protocol != PROTO_MENDED;
+                            prop_assert!(crate::topology::has_default(model.routes.iter().filter(others)));
+                            PROTO_DECLARED
+                        }
                         Change::DeleteRoute(route) => route.protocol,
                         Change::ReplaceRoute { new: route, .. } => {
                             let old = |it: &&crate::observed::SeenRoute| {
                                 (it.table, it.to, it.metric) == (route.table, route.to, route.stored_metric())
                             };
-                            model.routes.iter().find(old).unwrap().protocol
+                            let old = model.routes.iter().find(old).unwrap().protocol;
+                            if old == PROTO_MENDED { PROTO_DECLARED } else { old }
                         }
                         Change::DeleteRule(rule) => rule.protocol,
                         Change::AddRule(rule) => {

@@ -7,6 +7,7 @@ use crate::memory::{Kind, Note};
 use crate::net::{Dev, Family, PROTO_DECLARED, PROTO_MENDED, Route, family_of};
 use crate::observed::{Gap, Observed, RouteSet, SeenRoute, Target};
 
+/// What differs.
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let mut plan = Plan::default();
     let names = desired.routes.iter().filter_map(|wish| wish.dev().cloned());
@@ -96,7 +97,8 @@ fn wish_for(wanted: Route, live: &[SeenRoute], observed: &Observed, plan: &mut P
     match rivals.as_slice() {
         [] => plan.steps.push(step(Change::AddRoute(wanted))),
         // In IPv6 next hops that others appended make one route with ours; it is more than ours.
-        [ours] if ours.protocol == PROTO_DECLARED && matches!(ours.target, Target::Hop(_)) => {
+        // What node-fixer added to repair the table gives way to what is declared for it.
+        [ours] if matches!(ours.protocol, PROTO_DECLARED | PROTO_MENDED) && matches!(ours.target, Target::Hop(_)) => {
             let link = observed.links(ours.oif())?.into_iter().flatten().next();
             let old = ours.to_route(link.map(|link| link.dev.clone()));
             plan.steps.extend(old.map(|old| step(Change::ReplaceRoute { new: wanted, old })));
@@ -104,7 +106,7 @@ fn wish_for(wanted: Route, live: &[SeenRoute], observed: &Observed, plan: &mut P
         [rival, ..] => {
             let owner = match rival.protocol {
                 PROTO_DECLARED => "a declared route that others have added next hops to".into(),
-                PROTO_MENDED => "a route that node-fixer added to mend the table".into(),
+                PROTO_MENDED => "a route that node-fixer added and others have added next hops to".into(),
                 protocol => format!("a route of another owner (protocol {protocol})"),
             };
             let because = format!(
@@ -209,7 +211,13 @@ mod tests {
                 1,
             ),
             ("and it is no longer declared", "{}", vec![shared(PROTO_DECLARED)], vec![], 1),
-            ("mended by ourselves", declared, vec![SeenRoute { protocol: PROTO_MENDED, ..route(other) }], vec![], 1),
+            (
+                "added to repair the table",
+                declared,
+                vec![SeenRoute { protocol: PROTO_MENDED, ..route(other) }],
+                vec!["ip route replace default via 10.0.1.1 dev eth1 table 7 proto 171 scope global".to_owned()],
+                0,
+            ),
             (
                 "what is on the link comes first",
                 "routes: [{to: default, via: 10.7.0.1, dev: eth1, table: 7}, {to: 10.7.0.1, dev: eth1, table: 7}]",

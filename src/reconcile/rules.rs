@@ -6,6 +6,7 @@ use crate::desired::{self, Desired};
 use crate::net::{PROTO_DECLARED, Rule};
 use crate::observed::{Gap, Observed, SeenRule};
 
+/// What differs.
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let live = observed.rules()?;
     let declared = declared(desired);
@@ -57,7 +58,7 @@ pub fn afterwards<'a>(live: &'a [SeenRule], declared: &'a [Rule]) -> impl Iterat
 }
 
 /// Whether a live rule carries our mark and is no longer declared.
-fn goes(rule: &Rule, declared: &[Rule]) -> bool {
+pub fn goes(rule: &Rule, declared: &[Rule]) -> bool {
     rule.protocol == PROTO_DECLARED && !declared.iter().any(|wanted| wanted.equals(rule))
 }
 

@@ -2,7 +2,7 @@
 //! kernel would change them.
 //!
 //! ```text
-//! link 3 eth1 10.0.1.10/24 rp=1          (also: down, vrf; an address: 10.0.1.10/24=171,secondary)
+//! link 3 eth1 10.0.1.10/24 rp=1          (also: down, vrf, kind=dummy; an address: 10.0.1.10/24=171,secondary; a peer: 10.0.0.1>10.9.9.9)
 //! bridge 4 br0 mtu=1400                  (also: ours, stp, down, and all of link)
 //! sysctl net/ipv4/ip_forward = 1
 //! netns fc-1 4711                        (name and inode; also: busy, file)
@@ -48,7 +48,7 @@ pub fn observed(fill: impl FnOnce(&mut Observed)) -> Observed {
 
 pub fn link(index: u32, name: &str) -> Link {
     let name = IfName::new(name.as_bytes()).unwrap();
-    Link { dev: Dev { index, name }, up: true, vrf_slave: false, hardware: Vec::new() }
+    Link { dev: Dev { index, name }, up: true, vrf_slave: false, hardware: Vec::new(), kind: Box::default() }
 }
 
 pub fn rule(from: &str, priority: u32, table: u32) -> Rule {
@@ -91,6 +91,10 @@ fn hop(text: &str) -> Hop {
     Hop { via: Some(via.parse().unwrap()), oif: Some(oif.parse().unwrap()) }
 }
 
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
 fn address(index: u32, inet: IpInet, protocol: Option<u8>, secondary: bool) -> Address {
     Address {
         index,
@@ -98,6 +102,7 @@ fn address(index: u32, inet: IpInet, protocol: Option<u8>, secondary: bool) -> A
         length: inet.network_length(),
         has_peer: false,
         subnet: inet.network(),
+        global: !is_link_local(inet.address()),
         lasting: true,
         secondary,
         duplicate: false,
@@ -192,6 +197,8 @@ impl Model {
         let mut link = link(words[0].parse().unwrap(), words[1]);
         link.up = !words.contains(&"down");
         link.vrf_slave = words.contains(&"vrf");
+        let kind = words.iter().find_map(|word| word.strip_prefix("kind="));
+        link.kind = kind.map_or(Box::default(), |kind| kind.as_bytes().into());
         let index = link.dev.index;
         let addresses = words.iter().filter(|word| word.contains('/')).map(|word| {
             let (inet, more) = word.split_once('=').unwrap_or((word, ""));
@@ -200,6 +207,10 @@ impl Model {
             address(index, inet.parse().unwrap(), protocol, more.any(|word| word == "secondary"))
         });
         self.addresses.extend(addresses);
+        self.addresses.extend(words.iter().filter_map(|word| word.split_once('>')).map(|(local, peer)| {
+            let own = address(index, local.parse().unwrap(), None, false);
+            Address { has_peer: true, subnet: peer.parse().unwrap(), ..own }
+        }));
         let rp = words.iter().find_map(|word| word.strip_prefix("rp=")).map_or(2, |rp| rp.parse().unwrap());
         self.rp_filters.links.push((index, rp));
         self.links.push(link);
@@ -321,6 +332,10 @@ impl Model {
                 let inside = |route: &&SeenRoute| match set {
                     RouteSet::Table(family, table) => family_of(&route.to) == family && route.table == table,
                     RouteSet::Protocol(family, proto) => family_of(&route.to) == family && route.protocol == proto,
+                    RouteSet::Defaults(family) => {
+                        let in_main = family_of(&route.to) == family && route.table == TABLE_MAIN;
+                        in_main && route.is_of_default_class()
+                    }
                 };
                 let routes = self.routes.iter().filter(inside).cloned().collect();
                 seen.routes.insert(set, Ok(routes));
@@ -376,7 +391,8 @@ impl Model {
             Change::AddBridge(bridge) => {
                 let name = bridge.name.clone();
                 let dev = Dev { index: 100 + self.links.len() as u32, name };
-                self.links.push(Link { dev: dev.clone(), up: true, vrf_slave: false, hardware: Vec::new() });
+                self.links.push(Link { kind: Box::from(&b"bridge"[..]), ..link(dev.index, "br") });
+                self.links.last_mut().unwrap().dev = dev.clone();
                 let (mtu, stp) = (bridge.mtu.unwrap_or(1500), bridge.stp.unwrap_or(false));
                 self.bridges.push(SeenBridge { dev, up: bridge.up, mtu, stp, ours: true });
             }

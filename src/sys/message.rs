@@ -16,7 +16,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::netlink::{Attributes, NetlinkError, attributes, undecodable};
-use crate::net::{ALIAS, Bridge, Dev, Family, IfName, PROTO_DECLARED, Route, Rule, Scope, Selector};
+use crate::net::{ALIAS, Bridge, Dev, Family, IfName, PROTO_DECLARED, Route, Rule, Scope, Selector, TABLE_MAIN};
 use crate::observed::{Address, Hop, Link, RouteSet, SeenBridge, SeenRoute, SeenRule, Target};
 
 pub const RTM_NEWLINK: u16 = 16;
@@ -265,6 +265,10 @@ pub fn routes(set: &RouteSet) -> RouteMessage {
             message.header.address_family = address_family(family).into();
             message.header.protocol = RouteProtocol::from(protocol);
         }
+        RouteSet::Defaults(family) => {
+            message.header.address_family = address_family(family).into();
+            message.attributes.push(RouteAttribute::Table(TABLE_MAIN));
+        }
     }
     message
 }
@@ -301,6 +305,10 @@ pub fn route(route: &Route) -> RouteMessage {
 
 /// Reads a route; `None` for one that is outside the set or only cached.
 pub fn seen_route(payload: &[u8], set: &RouteSet) -> Result<Option<SeenRoute>, NetlinkError> {
+    // Most of the main table are routes to pods, and none of them is worth reading for its defaults.
+    if matches!(set, RouteSet::Defaults(_)) && payload.get(1).is_some_and(|length| *length > 1) {
+        return Ok(None);
+    }
     let message = RouteMessage::parse(payload).map_err(undecodable)?;
     let header = &message.header;
     let family = match u8::from(header.address_family) {
@@ -337,6 +345,9 @@ pub fn seen_route(payload: &[u8], set: &RouteSet) -> Result<Option<SeenRoute>, N
     let inside = match *set {
         RouteSet::Table(wanted, number) => wanted == family && number == table,
         RouteSet::Protocol(wanted, number) => wanted == family && number == protocol,
+        RouteSet::Defaults(wanted) => {
+            wanted == family && table == TABLE_MAIN && header.tos == 0 && header.source_prefix_length == 0
+        }
     };
     if !inside || header.flags.contains(RouteFlags::Cloned) {
         return Ok(None);
@@ -462,15 +473,20 @@ pub fn seen_rule(payload: &[u8]) -> Result<Option<SeenRule>, NetlinkError> {
 pub fn seen_link(payload: &[u8]) -> Result<Link, NetlinkError> {
     const IFLA_ADDRESS: u16 = 1;
     const IFLA_INFO_SLAVE_KIND: u16 = 4;
-    let (mut dev_name, mut vrf_slave, mut hardware) = (None, false, Vec::new());
+    let (mut dev_name, mut vrf_slave, mut hardware, mut made_of) = (None, false, Vec::new(), Box::default());
     for attribute in attributes(payload, 16)? {
         let (kind, value) = attribute?;
         match kind {
             IFLA_ADDRESS => hardware = value.to_vec(),
             IFLA_IFNAME => dev_name = Some(name(value)?),
             IFLA_LINKINFO => {
-                let mut info = Attributes::nested(value).flatten();
-                vrf_slave = info.any(|(kind, value)| kind == IFLA_INFO_SLAVE_KIND && value.starts_with(b"vrf"));
+                for (kind, value) in Attributes::nested(value).flatten() {
+                    match kind {
+                        IFLA_INFO_KIND => made_of = value.strip_suffix(b"\0").unwrap_or(value).into(),
+                        IFLA_INFO_SLAVE_KIND => vrf_slave = value.starts_with(b"vrf"),
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
@@ -478,7 +494,7 @@ pub fn seen_link(payload: &[u8]) -> Result<Link, NetlinkError> {
     let index = number(payload.get(4..8).unwrap_or_default())?;
     let flags = number(payload.get(8..12).unwrap_or_default())?;
     let name = dev_name.ok_or_else(|| undecodable(format_args!("link {index} has no name")))?;
-    Ok(Link { dev: Dev { index, name }, up: flags & IFF_UP != 0, vrf_slave, hardware })
+    Ok(Link { dev: Dev { index, name }, up: flags & IFF_UP != 0, vrf_slave, hardware, kind: made_of })
 }
 
 /// Reads an address; `None` for one of a family that is not IP (struct ifaddrmsg, IFA_*).
@@ -516,13 +532,15 @@ pub fn seen_address(payload: &[u8]) -> Result<Option<Address>, NetlinkError> {
     let subnet = IpInet::new(on_link, length).map_err(undecodable)?.network();
     let passing = if family == AF_INET6 { IFA_F_TEMPORARY | IFA_F_TENTATIVE } else { 0 };
     let link_local = matches!(local, IpAddr::V4(address) if address.is_link_local());
-    let lasting = scope == RT_SCOPE_UNIVERSE && flags & passing == 0 && !link_local;
+    let global = scope == RT_SCOPE_UNIVERSE && !link_local;
+    let lasting = global && flags & passing == 0;
     Ok(Some(Address {
         index: u32::from_ne_bytes(index),
         local,
         length,
         has_peer: on_link != local,
         subnet,
+        global,
         lasting,
         secondary: family == AF_INET && flags & IFA_F_TEMPORARY != 0,
         duplicate: family == AF_INET6 && flags & IFA_F_DADFAILED != 0,

@@ -753,6 +753,7 @@ fn describe(set: &RouteSet) -> String {
     match set {
         RouteSet::Table(family, table) => format!("the {family} routes of table {table}"),
         RouteSet::Protocol(family, protocol) => format!("the {family} routes of protocol {protocol}"),
+        RouteSet::Defaults(family) => format!("the {family} default routes of the main table"),
     }
 }
 
