@@ -4,7 +4,7 @@
 //! blocks. What node-fixer itself has added to repair a table is evidence of nothing.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use cidr::IpCidr;
 
@@ -252,7 +252,8 @@ impl Search<'_> {
         })
     }
 
-    /// The first address of the subnet, where the VPC CNI is at work and the gateways of all complete tables are such.
+    /// The VPC's router, where the VPC CNI is at work and the gateways of all complete tables are such: the first address
+    /// of the subnet, and for IPv6 the one address that it has on every link.
     fn by_subnet(&self, index: u32, name: &IfName) -> Result<Option<Evidence>, Gap> {
         let mut carries = false;
         for source in &self.own {
@@ -261,16 +262,19 @@ impl Search<'_> {
         if !carries || !self.topology.is_vpc_cni()? || !self.gateways_are_first()? {
             return Ok(None);
         }
+        let others = "as the gateways of this node's other tables are";
+        if self.family == Family::V6 {
+            let text = format!("{VPC_ROUTER} is the router of a VPC on every link, also on {name}, {others}");
+            return Ok(Some(Evidence { gateway: VPC_ROUTER.into(), index, text }));
+        }
         let subnets = self.topology.subnets(index, self.family)?;
         let [subnet] = subnets.as_slice() else { return Ok(None) };
         let Some(gateway) = first_of(subnet) else { return Ok(None) };
-        let text = format!(
-            "{gateway} is the first address of {subnet}, the subnet of {name}, as the gateways of this node's other tables are"
-        );
+        let text = format!("{gateway} is the first address of {subnet}, the subnet of {name}, {others}");
         Ok(Some(Evidence { gateway, index, text }))
     }
 
-    /// Whether the gateway of each complete table, the main one included, is the first address of its link's subnet.
+    /// Whether the gateway of each complete table, the main one included, is the VPC's router.
     fn gateways_are_first(&self) -> Result<bool, Gap> {
         let mut tables = self.topology.policy_tables()?;
         tables.insert((self.family, TABLE_MAIN));
@@ -287,7 +291,8 @@ impl Search<'_> {
                 if cni::is_branch_link(&link.dev.name) {
                     continue;
                 }
-                if !self.topology.subnets(*oif, family)?.iter().any(|subnet| first_of(subnet) == Some(*via)) {
+                let is_first = |subnet: &IpCidr| first_of(subnet) == Some(*via);
+                if *via != VPC_ROUTER && !self.topology.subnets(*oif, family)?.iter().any(is_first) {
                     return Ok(false);
                 }
                 complete += 1;
@@ -430,6 +435,9 @@ impl Search<'_> {
         ))
     }
 }
+
+/// The router of a VPC, as IPv6 knows it on each of its links.
+const VPC_ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0xec2, 0, 0, 0, 0, 0, 1);
 
 /// Whether an address is known on one link alone.
 fn is_link_local(address: IpAddr) -> bool {
