@@ -254,7 +254,10 @@ impl Model {
             selector: Selector {
                 from,
                 to,
-                fwmark: value("fwmark").map(|mark| (mark.parse().unwrap(), u32::MAX)),
+                fwmark: value("fwmark").map(|mark| match mark.split_once('/') {
+                    Some((mark, mask)) => (mark.parse().unwrap(), mask.parse().unwrap()),
+                    None => (mark.parse().unwrap(), u32::MAX),
+                }),
                 iif: value("iif").and_then(|name| IfName::new(name.as_bytes())),
                 oif: None,
             },

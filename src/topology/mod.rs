@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use cidr::IpCidr;
 
 use crate::desired::Desired;
-use crate::net::{Family, IfName, Rule, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
+use crate::net::{Family, IfName, PROTO_MENDED, Rule, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
 use crate::observed::{Address, Gap, Link, Observed, RouteSet, SeenRoute, SeenRule};
 use crate::reconcile::{routes, rules};
 
@@ -160,7 +160,8 @@ impl Connected {
 
 /// Whether a route puts a subnet on a link: no gateway, more than one host, less than everything.
 fn is_connected(route: &SeenRoute) -> bool {
-    route.via().is_none() && route.oif().is_some() && route.to.network_length() > 1 && !route.to.is_host_address()
+    let is_subnet = route.to.network_length() > 1 && !route.to.is_host_address();
+    is_subnet && route.via().is_none() && route.oif().is_some() && route.protocol != PROTO_MENDED
 }
 
 /// The single address that a prefix holds.
