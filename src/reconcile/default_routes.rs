@@ -37,11 +37,11 @@ pub struct Broken {
 }
 
 impl Broken {
-    /// `table 2 has no IPv4 default route for 10.0.1.100, 10.0.1.101`.
-    pub fn complaint(&self, family: Family) -> String {
+    /// `table 2 has no default route for 10.0.1.100, 10.0.1.101`.
+    pub fn complaint(&self) -> String {
         let sources = self.sources.iter().map(ToString::to_string);
         let links = self.links.iter().map(|link| format!("what comes in by {link}"));
-        format!("table {} has no {family} default route for {}", self.table, shortened(sources.chain(links)))
+        format!("table {} has no default route for {}", self.table, shortened(sources.chain(links)))
     }
 }
 
@@ -110,7 +110,7 @@ impl<'a> Policy<'a> {
         for table in broken.into_values() {
             match gateway::find(self.topology, self.family, &table)? {
                 Verdict::Known(gateway) => {
-                    let reason = format!("{}; {}", table.complaint(self.family), gateway.evidence);
+                    let reason = format!("{}; {}", table.complaint(), gateway.evidence);
                     let step = |route| Step { change: Change::AddRoute(route), reason: reason.clone() };
                     plan.steps.extend(self.routes(table.table, gateway).map(step));
                     let sent_here =
@@ -125,7 +125,7 @@ impl<'a> Policy<'a> {
         for (mut table, because) in unserved {
             table.sources.retain(|source| !served.contains(source));
             if !table.sources.is_empty() || !table.links.is_empty() {
-                let want = format!("add a default route to table {}: {}", table.table, table.complaint(self.family));
+                let want = format!("add an {} default route: {}", self.family, table.complaint());
                 plan.blocked.push(Blocked::new(want, because));
             }
         }
