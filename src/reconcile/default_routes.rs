@@ -40,7 +40,7 @@ impl Broken {
     /// `table 2 has no default route for 10.0.1.100, 10.0.1.101`.
     pub fn complaint(&self) -> String {
         let sources = self.sources.iter().map(ToString::to_string);
-        let links = self.links.iter().map(|link| format!("what comes in by {link}"));
+        let links = (!self.links.is_empty()).then(|| format!("what comes in by {}", shortened(&self.links)));
         format!("table {} has no default route for {}", self.table, shortened(sources.chain(links)))
     }
 }

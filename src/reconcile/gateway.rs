@@ -44,8 +44,18 @@ pub fn find(topology: Topology, family: Family, broken: &Broken) -> Result<Verdi
     if topology.observed().links(used.iter().copied())?.iter().flatten().any(|link| link.vrf_slave) {
         return Ok(Verdict::OfVrf);
     }
-    let sources = topology.rules()?.filter_map(sends).filter(|(_, table)| *table == broken.table);
-    let sources: BTreeSet<IpAddr> = sources.map(|(source, _)| source).collect();
+    // A rule for destinations that the table has a route to is nothing to its default.
+    let reaches = |to: &IpCidr| {
+        let covers = |it: &&SeenRoute| {
+            !it.is_of_default_class()
+                && it.to.contains(&to.first_address())
+                && it.to.network_length() <= to.network_length()
+        };
+        live.iter().any(|route| covers(&route))
+    };
+    let to_it =
+        topology.rules()?.filter(|rule| rule.table == broken.table && !rule.selector.to.as_ref().is_some_and(reaches));
+    let sources: BTreeSet<IpAddr> = to_it.filter_map(sends).map(|(source, _)| source).collect();
     let local = topology.observed().addresses()?.iter().map(|it| it.local);
     let own = local.filter(|local| Family::of(*local) == family && sources.contains(local)).collect();
     Search { topology, family, broken, live: &live, own }.find()
@@ -174,7 +184,9 @@ impl Search<'_> {
         let gateways = if near.is_empty() { &far } else { &near };
         match gateways.iter().collect::<Vec<_>>().as_slice() {
             [gateway] => {
-                let text = format!("the main table's gateway {gateway} lies in the subnet of {name}, {how}");
+                let place =
+                    if is_link_local(**gateway) { "is a router on the link of" } else { "lies in the subnet of" };
+                let text = format!("the main table's gateway {gateway} {place} {name}, {how}");
                 return self.check(Evidence { gateway: **gateway, index, text });
             }
             [] => {}
@@ -198,13 +210,15 @@ impl Search<'_> {
     fn main_gateways(&self, index: u32) -> Result<(BTreeSet<IpAddr>, BTreeSet<IpAddr>), Gap> {
         let (mut near, mut far) = (BTreeSet::new(), BTreeSet::new());
         let subnets = self.topology.subnets(index, self.family)?;
+        // An uplink with nothing but a /32 has no subnet: what main sends by it names its gateway.
+        let alone = subnets.iter().all(|subnet| is_link_local(subnet.first_address()));
         for Hop { via, oif } in self.hops_of_main()? {
             let Some(gateway) = via else { continue };
             let inside = if is_link_local(gateway) {
                 // Each link has link-local addresses of its own: one is known for the link that the route leaves by.
                 oif == Some(index) || oif.map(|oif| self.share_a_prefix(oif, index)).transpose()?.unwrap_or(false)
             } else {
-                subnets.iter().any(|subnet| subnet.contains(&gateway))
+                alone && oif == Some(index) || subnets.iter().any(|subnet| subnet.contains(&gateway))
             };
             if inside && oif == Some(index) {
                 near.insert(gateway);

@@ -127,6 +127,10 @@ fn the_link_of_an_own_address_decides() {
     );
     let without_main = gce.replace("route add 10.37.0.1 dev eth1 scope link metric 101\n", "");
     let without_main = node(&format!("{without_main}\nroute add 10.37.0.1 dev eth1 scope link table 11"));
+    let of_eth0 = node(&format!(
+        "{gce}\nrule add pref 98 from 10.33.0.9 table 10\nroute add 10.37.0.1 dev eth1 scope link table 11"
+    ));
+    is_repaired("empty, and main's default leaves by this very link", &of_eth0, "-4", 10, "via 10.33.0.1 dev eth0");
     is_repaired("its own, main without it", &without_main, "-4", 11, "via 10.37.0.1 dev eth1");
     // What clouds serve on every link is no gateway.
     is_refused("metadata", &with("route add 169.254.169.254 dev eth1 scope link table 11"), &["outside the subnets"]);
@@ -289,6 +293,11 @@ fn a_branch_links_table_gets_its_default_back() {
     let flushed = BRANCH.replace("route add 10.0.160.1 dev vlan.eth.1 scope link table 101", "");
     let ran = node(&flushed).fix(&["--output", "json"]).expect(1);
     assert!(refusals(&ran).contains("the gateway of table 101 is unknown: it is empty"), "{ran:?}");
+    // A rule for one pod that the table has a route to, by an address of the node, is nothing to its default.
+    let dns = node(&format!(
+        "{BRANCH}\nuplink nodelocaldns 169.254.20.10/32\nrule add pref 9 from 169.254.20.10 to 10.0.160.20 lookup 101"
+    ));
+    is_repaired("beside NodeLocal DNS", &dns, "-4", 101, "via 10.0.160.1 dev vlan.eth.1");
     // The rule of a link that has gone is left over, and others' rules by link are others'.
     let gone = "rule add pref 10 iif vlan.eth.9 lookup 109\nrule add pref 11 iif eth0 lookup 110\n\
         route add default via 10.0.160.1 dev vlan.eth.1 table 101";
