@@ -10,7 +10,7 @@
 //!    pure function. Where something has not been looked at yet it says so, and is asked again after the look.
 //! 5. [`sys`] looks and applies: the only code that touches the system. Everything speaks in the nouns of [`net`],
 //!    [`nat`], [`netns`] and [`pod`]. What the next run has to know is [`memory`].
-//! 6. [`report`] shows what came of it, as a script, as text or as JSON; [`npd`] in a line.
+//! 6. [`report`] shows what came of it, as a script, as text or as JSON; [`npd`] in a line; [`print`] writes it.
 //! 7. [`aftermath`] remembers what was mended: somebody may undo it again and again ([`contention`]). [`metrics`] is what
 //!    Prometheus is told, [`status`] what a person is.
 //!
@@ -34,6 +34,7 @@ pub mod netns;
 pub mod npd;
 pub mod observed;
 pub mod pod;
+pub mod print;
 pub mod reconcile;
 pub mod report;
 pub mod run;

@@ -16,6 +16,7 @@ mod explain;
 mod journal;
 mod kit;
 mod kube_proxy;
+mod log;
 mod masquerade;
 mod metrics;
 mod namespaces;
