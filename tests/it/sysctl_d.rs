@@ -259,7 +259,7 @@ fn a_file_that_would_be_written_counts_as_if_it_were() {
         let real = wrote(&net, root.path(), SYSTEMD, "systemd", &[]);
         for link in ["eth0", "eth0.100", "eth1", "ens5"] {
             let key = format!("net/ipv4/conf/{link}/rp_filter");
-            let other = planned.overriding(b"90-node-fixer.conf", key.as_bytes(), Occasion::Boot);
+            let other = planned.overriding(key.as_bytes(), Occasion::Boot);
             assert_eq!(
                 other.is_some(),
                 real[&key] != "2" && real[&key] != UNTOUCHED,
