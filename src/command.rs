@@ -168,11 +168,11 @@ fn doctor(cli: &Cli, asked: &Doctor) -> anyhow::Result<u8> {
     let node = Node::open(cli.state_dir(), cli.durable_dir(), false);
     let mut node = node.context("cannot open a netlink socket to look at the network")?;
     let examination = doctor::examine(&desired, &mut node, &root, true);
-    let written = asked.write.as_ref().map(|directory| doctor::report::write(&examination, directory)).transpose();
+    let written = asked.write.as_ref().map(|directory| doctor::review::write(&examination, directory)).transpose();
     // The findings are told in any case.
     let (review, failed) = match written {
         Ok(review) => (review.unwrap_or_default(), Ok(())),
-        Err(error) => (doctor::report::Review::default(), Err(error)),
+        Err(error) => (doctor::review::Review::default(), Err(error)),
     };
     print::result(
         cli.common.output,
