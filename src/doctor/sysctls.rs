@@ -75,7 +75,7 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let to_come = patterns.iter().flatten().map(|pattern| pattern.to_come.as_slice());
     let offenders = wanted.iter().copied().chain(to_come.clone()).filter_map(|name| offender(settings, wish, name));
     let last = offenders.filter_map(|line| line.file.file_name()).map(OsStrExt::as_bytes).max();
-    let existing: Vec<&ConfFile> = settings.files().iter().collect();
+    let existing: Vec<&ConfFile> = settings.files().collect();
     let make = |path| proposal(settings, wish, path, &wanted, &patterns);
     let proposal = beside(&existing, &after(RP_FILTER_FILE, last), &make);
     let cured = settings.with(proposal.clone());
@@ -278,7 +278,7 @@ fn forwarding_off(facts: &Facts, family: Family) -> Result<Option<Finding>, Gap>
     let last = line.as_ref().and_then(|line| line.file.file_name()).map(OsStrExt::as_bytes);
     let line_of = |(key, value): &(SysctlKey, &str)| [key.path().as_slice(), b" = ", value.as_bytes(), b"\n"].concat();
     let said: Vec<u8> = wanted.iter().flat_map(line_of).collect();
-    let existing: Vec<&ConfFile> = facts.files.sysctl.files().iter().collect();
+    let existing: Vec<&ConfFile> = facts.files.sysctl.files().collect();
     let text = [&b"# What goes through this node is forwarded.\n"[..], &said].concat();
     let proposal = beside(&existing, &after(file, last), &|path| ConfFile { path, text: text.clone() });
     let now: String = wanted.iter().map(|(key, value)| key.command(value) + " && ").collect();

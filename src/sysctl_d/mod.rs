@@ -91,11 +91,19 @@ impl Setting {
 /// All settings of all files, in the order in which systemd-sysctl writes them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
-    files: Vec<ConfFile>,
-    lines: Vec<Line>,
+    /// Shared with the settings that there would be with another file: doctor thinks of several.
+    files: Vec<Arc<Source>>,
+    lines: Vec<Arc<Line>>,
     index: Index,
     /// The same of node-fixer's own file alone, where it is one of several.
     ours: Option<Box<Settings>>,
+}
+
+/// A file with all that it says.
+#[derive(Debug, PartialEq, Eq)]
+struct Source {
+    file: ConfFile,
+    lines: Vec<Arc<Line>>,
 }
 
 /// Finds lines by a key: thousands of interfaces are asked about, and there may be thousands of lines. Its members are
@@ -109,7 +117,7 @@ struct Index {
 }
 
 impl Index {
-    fn new(lines: &[Line]) -> Index {
+    fn new(lines: &[Arc<Line>]) -> Index {
         let of = |is_wanted: fn(&Line) -> bool, key: fn(&Line) -> &[u8]| {
             let wanted = lines.iter().enumerate().filter(|(_, line)| is_wanted(line));
             sorted::set(wanted.map(|(at, line)| (key(line), at))).into_iter().map(|(_, at)| at).collect()
@@ -120,15 +128,15 @@ impl Index {
     }
 
     /// The line whose key this is.
-    fn exact<'a>(&self, lines: &'a [Line], key: &[u8]) -> Option<&'a Line> {
+    fn exact<'a>(&self, lines: &'a [Arc<Line>], key: &[u8]) -> Option<&'a Line> {
         let key_of = |at: &usize| lines.get(*at).map_or(&[][..], |line| &line.setting.key);
         let found = self.exact.binary_search_by(|at| key_of(at).cmp(key)).ok()?;
-        lines.get(*self.exact.get(found)?)
+        lines.get(*self.exact.get(found)?).map(|line| &**line)
     }
 
     /// The last line whose pattern matches.
-    fn last_glob<'a>(&self, lines: &'a [Line], key: &[u8], occasion: Occasion) -> Option<&'a Line> {
-        let start_of = |at: &usize| lines.get(*at).map_or(&[][..], Line::start);
+    fn last_glob<'a>(&self, lines: &'a [Arc<Line>], key: &[u8], occasion: Occasion) -> Option<&'a Line> {
+        let start_of = |at: &usize| lines.get(*at).map_or(&[][..], |line| line.start());
         let mut last = None;
         let mut rest = self.globs.as_slice();
         for length in 0..=key.len() {
@@ -142,7 +150,7 @@ impl Index {
                 break;
             }
         }
-        lines.get(last?)
+        lines.get(last?).map(|line| &**line)
     }
 }
 
@@ -159,42 +167,42 @@ struct Line {
 impl Settings {
     /// Reads the files, which are given in their order.
     pub fn new(files: Vec<ConfFile>) -> Settings {
-        let mut lines: Vec<Option<Line>> = Vec::new();
-        let mut places: HashMap<Vec<u8>, usize> = HashMap::new();
-        for file in &files {
-            let path = Arc::from(file.path.as_path());
-            for (number, text) in (1..).zip(lines_of(&file.text)) {
-                let Some(line) = Line::read(&path, number, text) else { continue };
-                let old = places.get(&line.setting.key).and_then(|at| lines.get_mut(*at));
-                match old {
-                    Some(Some(old)) if old.says_the_same(&line) => continue,
-                    Some(old) => *old = None,
-                    None => {}
-                }
-                places.insert(line.setting.key.clone(), lines.len());
-                lines.push(Some(line));
+        Settings::of(files.into_iter().map(|file| Arc::new(Source::read(file))).collect())
+    }
+
+    fn of(files: Vec<Arc<Source>>) -> Settings {
+        let mut lines: Vec<Option<Arc<Line>>> = Vec::new();
+        let mut places: HashMap<&[u8], usize> = HashMap::new();
+        for line in files.iter().flat_map(|source| &source.lines) {
+            let old = places.get(&*line.setting.key).and_then(|at| lines.get_mut(*at));
+            match old {
+                Some(Some(old)) if old.says_the_same(line) => continue,
+                Some(old) => *old = None,
+                None => {}
             }
+            places.insert(&line.setting.key, lines.len());
+            lines.push(Some(Arc::clone(line)));
         }
         drop(places);
-        let lines: Vec<Line> = lines.into_iter().flatten().collect();
-        let is_ours = |file: &&ConfFile| Some(file.name()) == name_of(Path::new(OURS));
+        let lines: Vec<_> = lines.into_iter().flatten().collect();
+        let is_ours = |source: &&Arc<Source>| Some(source.file.name()) == name_of(Path::new(OURS));
         let ours = files.iter().find(is_ours).filter(|_| files.len() > 1);
-        let ours = ours.map(|file| Box::new(Settings::new(vec![file.clone()])));
+        let ours = ours.map(|source| Box::new(Settings::of(vec![Arc::clone(source)])));
         Settings { index: Index::new(&lines), lines, files, ours }
     }
 
     /// The same, were this file there too, or instead of the one of its name.
     pub fn with(&self, file: ConfFile) -> Settings {
         let mut files = self.files.clone();
-        files.retain(|old| old.name() != file.name());
-        let at = files.partition_point(|old| old.name() < file.name());
-        files.insert(at, file);
-        Settings::new(files)
+        files.retain(|old| old.file.name() != file.name());
+        let at = files.partition_point(|old| old.file.name() < file.name());
+        files.insert(at, Arc::new(Source::read(file)));
+        Settings::of(files)
     }
 
     /// The files, in their order.
-    pub fn files(&self) -> &[ConfFile] {
-        &self.files
+    pub fn files(&self) -> impl Iterator<Item = &ConfFile> {
+        self.files.iter().map(|source| &source.file)
     }
 
     /// The keys and patterns of all lines.
@@ -226,6 +234,14 @@ impl Settings {
 
 fn name_of(file: &Path) -> Option<&[u8]> {
     file.file_name().map(OsStrExt::as_bytes)
+}
+
+impl Source {
+    fn read(file: ConfFile) -> Source {
+        let path = Arc::from(file.path.as_path());
+        let lines = (1..).zip(lines_of(&file.text)).filter_map(|(number, text)| Line::read(&path, number, text));
+        Source { lines: lines.map(Arc::new).collect(), file }
+    }
 }
 
 impl Line {
