@@ -25,6 +25,8 @@ pub mod contention;
 pub mod desired;
 pub mod doctor;
 pub mod explain;
+#[cfg(test)]
+mod fuzz;
 pub mod log;
 pub mod memory;
 pub mod metrics;

@@ -372,6 +372,31 @@ mod tests {
     }
 
     #[test]
+    fn fuzz() {
+        let keys: [&[u8]; 4] = [
+            b"net/ipv4/conf/eth0.100/rp_filter",
+            b"net/ipv4/conf/all/rp_filter",
+            b"net/ipv4/ip_forward",
+            b"net/ipv6/conf/a/x",
+        ];
+        crate::fuzz::run("sysctl.d", |bytes| {
+            let files = bytes.split(|byte| *byte == 0).enumerate();
+            let files =
+                files.map(|(number, text)| ConfFile { path: format!("/{number}.conf").into(), text: text.into() });
+            let all = Settings::new(files.collect()).with(ConfFile { path: OURS.into(), text: bytes.into() });
+            let asked = keys.into_iter().chain(all.keys()).take(20);
+            asked
+                .filter(|key| {
+                    let found =
+                        [Occasion::Boot, Occasion::Link].map(|occasion| all.winner(key, occasion).map(Setting::place));
+                    all.overriding(key, Occasion::Boot).is_some() || found.iter().any(Option::is_some)
+                })
+                .count()
+                > 0
+        });
+    }
+
+    #[test]
     fn the_line_that_wins() {
         const ETH1: &str = "net/ipv4/conf/eth1/rp_filter";
         const VLAN: &str = "net/ipv4/conf/eth0.100/rp_filter";
