@@ -159,7 +159,7 @@ pub fn one_line(text: &str) -> Cow<'_, str> {
 
 /// Neither a control character nor one that is invisible or reorders the text around it (the bidirectional
 /// and zero-width ones, line and paragraph separators, the byte order mark, tags).
-fn is_visible(c: char) -> bool {
+pub fn is_visible(c: char) -> bool {
     !c.is_control()
         && !matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')

@@ -358,6 +358,19 @@ mod tests {
     }
 
     #[test]
+    fn fuzz() {
+        crate::fuzz::run("config", |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            // A NUL is where a drop-in begins.
+            let files = text.split('\0').take(3).enumerate();
+            match parse(files.map(|(number, text)| (format!("{number}.yaml"), text.to_owned()))) {
+                Ok(loaded) => loaded.to_yaml().is_ok() && loaded.to_json().is_ok(),
+                Err(error) => error.to_string().is_empty(),
+            }
+        });
+    }
+
+    #[test]
     fn the_built_in_default_is_what_its_documentation_says() {
         assert_eq!(parse_one(DEFAULT_YAML).unwrap().desired, Desired::default());
         assert!(Desired::default().rp_filter.interfaces.is_match(b"eth0"));

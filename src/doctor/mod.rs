@@ -2,7 +2,7 @@
 //!
 //! Each cause is one [`Check`] of [`ALL`]: a pure function of [`facts::Facts`], the files and the kernel's state. A
 //! check asks for what has not been looked at yet by failing with a [`Gap`], as reconcilers do. [`look`] reads and
-//! looks, [`report`] shows.
+//! looks, [`report`] shows, [`review`] writes what is proposed.
 
 mod cure;
 pub mod facts;
@@ -12,6 +12,7 @@ mod managers;
 mod martians;
 mod policy;
 pub mod report;
+pub mod review;
 mod sysctls;
 
 use crate::observed::Gap;

@@ -317,14 +317,13 @@ fn name_what_overrides(lasting: &[Lasting], observed: &Observed, plan: &mut Plan
     let text: String = lasting.iter().map(|it| it.line() + "\n").collect();
     let path = PathBuf::from(OURS);
     let ours = ConfFile { path, text: text.into_bytes() };
-    let name = ours.name().to_vec();
     let settings = observed.sysctl_files()?.with(ours);
     for wish in lasting {
         let (candidates, occasion) = match wish.is_of_link() {
             true => (examples_of(&wish.path, &settings, observed)?, Occasion::Link),
             false => (vec![wish.path.clone()], Occasion::Boot),
         };
-        let overriding = |key: &String| settings.overriding(&name, key.as_bytes(), occasion);
+        let overriding = |key: &String| settings.overriding(key.as_bytes(), occasion);
         let Some((key, winner)) = candidates.iter().find_map(|key| Some((key, overriding(key)?))) else { continue };
         plan.blocked.push(Blocked::new(
             format!("{} to last", wish.line()),

@@ -39,6 +39,7 @@ pub fn read(path: &Path) -> io::Result<Option<String>> {
 ///
 /// The directory cannot be written.
 pub fn replace(directory: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    super::survive_file_limit()?;
     // One run at a time writes here, under the lock: a fixed name leaves nothing behind.
     let new = directory.join(format!("{name}.new"));
     // What an interrupted run has left goes; and what another owner of the directory has put there is not written to.

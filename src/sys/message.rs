@@ -626,6 +626,26 @@ mod tests {
     }
 
     #[test]
+    fn fuzz() {
+        crate::fuzz::run("messages", |bytes| {
+            let sets = [
+                RouteSet::Table(Family::V4, 254),
+                RouteSet::Table(Family::V6, 1000),
+                RouteSet::Protocol(Family::V4, 170),
+            ];
+            let routes = sets.iter().filter(|set| matches!(seen_route(bytes, set), Ok(Some(_)))).count();
+            let links = seen_link(bytes).is_ok() && seen_bridge(bytes).is_ok() && name_on(bytes, 2).is_ok();
+            let others = [
+                seen_rule(bytes).is_ok(),
+                seen_address(bytes).is_ok(),
+                seen_netconf(bytes).is_ok(),
+                seen_veth(bytes).is_ok(),
+            ];
+            routes > 0 || links || others.contains(&true)
+        });
+    }
+
+    #[test]
     fn rules_and_routes_read_as_they_were_written() {
         let sent = a_rule();
         assert_eq!(seen_rule(&emitted(&rule(&sent).unwrap())), Ok(Some(SeenRule::Lookup(sent))));

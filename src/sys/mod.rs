@@ -40,6 +40,7 @@ use program::ProgramError;
 pub use root::{ConfFiles, Root};
 use rustix::fs::RawDir;
 use stop::Stop;
+pub use stop::survive_file_limit;
 
 use crate::change::{Change, RestartPod};
 use crate::desired::Pattern;
@@ -348,6 +349,7 @@ impl Node {
         self.listen().map_err(ApplyError::Refused)?;
         // A file in memory holds more than an argument and, other than a pipe, waits for no reader.
         let input = || -> io::Result<File> {
+            survive_file_limit()?;
             let mut file = File::from(rustix::fs::memfd_create(nat::PROGRAM, rustix::fs::MemfdFlags::CLOEXEC)?);
             file.write_all(commands.as_bytes())?;
             file.rewind()?;

@@ -362,6 +362,15 @@ mod tests {
     }
 
     #[test]
+    fn fuzz() {
+        crate::fuzz::run("netlink", |bytes| {
+            let mut answer = Answer { sequence: 1, interrupted: false };
+            let done = answer.take(bytes, &mut |_, payload| attributes(payload, 12)?.try_for_each(|one| one.map(drop)));
+            done.map_err(|error| error.to_string()).is_ok()
+        });
+    }
+
+    #[test]
     fn answers_are_whole_or_an_error() {
         let data = |flags| message(24, flags, 7, &[0; 12]);
         assert_eq!(answer(&[data(2), [data(2), done(0, 2, b"")].concat()]), Ok((true, false, 2)));

@@ -634,6 +634,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn fuzz() {
+        crate::fuzz::run("nftables", |bytes| {
+            let rules = [INET, IPV4, IPV6].map(|family| rule(bytes, family));
+            let nested = bytes.get(HEADER..).is_some_and(|value| read_verdict(value).is_ok());
+            let rules: Vec<Rule> = rules.into_iter().flatten().collect();
+            let Ok(base) = chain(bytes) else { return nested || !rules.is_empty() };
+            for family in [Family::V4, Family::V6] {
+                let _ = Ruleset::new(&rules, family).decides(&base, &[]);
+            }
+            true
+        });
+    }
+
+    #[test]
     fn a_mask_is_a_prefix_or_none() {
         for (mask, length) in [
             (&[0xff, 0xf0, 0, 0][..], Some(12)),

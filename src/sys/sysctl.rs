@@ -14,6 +14,7 @@ use nix::libc::O_NOFOLLOW;
 
 use sysctl::{Sysctl, SysctlError};
 
+use super::stop::survive_file_limit;
 use crate::net::SysctlKey;
 use crate::sysctl_d::{OURS, OURS_IN};
 
@@ -83,6 +84,7 @@ pub fn persisted() -> io::Result<Option<String>> {
 pub fn persist(text: Option<&str>) -> Result<(), String> {
     let new = format!("{OURS}.new"); // no name that ends so is read
     let write = |text: &str| {
+        survive_file_limit()?;
         // An image without systemd and procps has none. Not more than that: who has no /etc is told so.
         match DirBuilder::new().mode(0o755).create(OURS_IN) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

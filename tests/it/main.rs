@@ -17,6 +17,7 @@ mod gateways;
 mod journal;
 mod kit;
 mod kube_proxy;
+mod log;
 mod masquerade;
 mod metrics;
 mod namespaces;
