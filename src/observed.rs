@@ -5,7 +5,7 @@
 //! follows what the node's policy needs, a failed look fails exactly those plans that need it, and "not
 //! looked at" can never pass for "nothing there".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use crate::nat::{ForwardDrop, SeenNat};
 use crate::net::{Dev, Family, IfName, Route, Rule, Scope, SysctlKey};
 use crate::netns::{Occupied, Sandboxes, SeenNetns, Veth};
 use crate::pod::{Pod, PodQuery};
+use crate::sorted;
 use crate::sysctl_d::Settings;
 
 /// Something on the node that can be looked at.
@@ -39,8 +40,8 @@ pub enum Want {
     Addresses,
     /// All bridges.
     Bridges,
-    /// The links that are built on the one with this index, and go with it.
-    LinksOn(u32),
+    /// The links that are built on others, and go with them.
+    LinksOn,
     /// Our nftables table.
     Nat,
     /// The nftables chains of others that drop what is forwarded.
@@ -113,8 +114,8 @@ pub struct Observed {
     pub links_named: BTreeMap<IfName, Look<Option<Link>>>,
     /// Answer to [`Want::Addresses`].
     pub addresses: Option<Look<Vec<Address>>>,
-    /// Answers to [`Want::LinksOn`].
-    pub links_on: BTreeMap<u32, Look<Vec<IfName>>>,
+    /// Answer to [`Want::LinksOn`], by the index of the other.
+    pub links_on: Option<Look<BTreeMap<u32, Vec<IfName>>>>,
     /// Answer to [`Want::Bridges`].
     pub bridges: Option<Look<Vec<SeenBridge>>>,
     /// Answer to [`Want::Nat`].
@@ -188,10 +189,9 @@ impl Observed {
         one(&self.addresses, Want::Addresses).map(Vec::as_slice)
     }
 
-    /// The links that are built on the one with this index, and go with it.
-    pub fn links_on(&self, index: u32) -> Result<&[IfName], Gap> {
-        let found = all([index], &self.links_on, Want::LinksOn)?;
-        Ok(found.first().map_or(&[], |links| links.as_slice()))
+    /// The links that are built on others, and go with them, by the index of the other.
+    pub fn links_on(&self) -> Result<&BTreeMap<u32, Vec<IfName>>, Gap> {
+        one(&self.links_on, Want::LinksOn)
     }
 
     /// All bridges.
@@ -221,7 +221,7 @@ impl Observed {
 
     /// The same, where each may have a failure of its own. Some keys can only be written.
     pub fn sysctls_one_by_one(&self, keys: &[SysctlKey]) -> Result<Vec<&Look<Option<String>>>, Gap> {
-        let unseen: Vec<_> = keys.iter().filter(|key| !self.sysctls.contains_key(key)).collect();
+        let unseen = sorted::set(keys.iter().filter(|key| !self.sysctls.contains_key(key)));
         if unseen.is_empty() {
             return Ok(keys.iter().filter_map(|key| self.sysctls.get(key)).collect());
         }
@@ -278,10 +278,9 @@ impl Observed {
         one(&self.occupied, Want::Occupied)
     }
 
-    /// The veths whose names match, if both ends are here.
-    pub fn veths(&self, names: &Pattern) -> Result<&[Veth], Gap> {
-        let seen = all([names.clone()], &self.veths, Want::Veths)?;
-        Ok(seen.first().map_or(&[], |veths| veths.as_slice()))
+    /// The veths whose names match, if both ends are here; by pattern, in the order asked for.
+    pub fn veths(&self, names: impl IntoIterator<Item = Pattern>) -> Result<Vec<&[Veth]>, Gap> {
+        Ok(all(names, &self.veths, Want::Veths)?.into_iter().map(Vec::as_slice).collect())
     }
 
     /// The network namespaces of all pods' sandboxes, or why crictl could not tell: not all needs to know.
@@ -298,21 +297,22 @@ fn one<T>(seen: &Option<Look<T>>, want: Want) -> Result<&T, Gap> {
     }
 }
 
-/// Asks for many at once, so that they can be looked at in one go.
+/// Asks for many at once, so that they can be looked at in one go, and for each of them once: a table that a thousand
+/// routes are declared in is dumped once.
 fn all<K: Ord, T>(
     keys: impl IntoIterator<Item = K>,
     seen: &BTreeMap<K, Look<T>>,
     want: fn(K) -> Want,
 ) -> Result<Vec<&T>, Gap> {
-    let (mut answers, mut unseen) = (Vec::new(), Vec::new());
+    let (mut answers, mut unseen) = (Vec::new(), BTreeSet::new());
     for key in keys {
         match seen.get(&key) {
             Some(Ok(answer)) => answers.push(answer),
             Some(Err(why)) => return Err(Gap::Failed(why.clone())),
-            None => unseen.push(want(key)),
+            None => drop(unseen.insert(key)),
         }
     }
-    if unseen.is_empty() { Ok(answers) } else { Err(Gap::Unseen(unseen)) }
+    if unseen.is_empty() { Ok(answers) } else { Err(Gap::Unseen(unseen.into_iter().map(want).collect())) }
 }
 
 /// A live policy rule.

@@ -114,7 +114,7 @@ pub struct Model {
     pub links: Vec<Link>,
     pub addresses: Vec<Address>,
     pub bridges: Vec<SeenBridge>,
-    /// On whatever link is asked for.
+    /// On each of the links.
     pub links_on: Vec<IfName>,
     pub nat: SeenNat,
     pub forward_drops: Vec<ForwardDrop>,
@@ -138,6 +138,8 @@ pub struct Model {
     pub sandboxes: Look<Sandboxes>,
     /// Everything that a plan has asked for.
     pub asked: Vec<Want>,
+    /// How often a plan was begun.
+    pub begun: usize,
 }
 
 impl Model {
@@ -167,6 +169,7 @@ impl Model {
             veths: Vec::new(),
             sandboxes: Ok(Sandboxes::default()),
             asked: Vec::new(),
+            begun: 0,
         };
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let (kind, rest) = line.split_once(' ').unwrap();
@@ -256,6 +259,7 @@ impl Model {
     pub fn plan(&mut self, plan: fn(&Desired, &Observed) -> Result<Plan, Gap>, desired: &Desired) -> Plan {
         let mut seen = Observed::default();
         loop {
+            self.begun += 1;
             match plan(desired, &seen) {
                 Ok(plan) => return plan,
                 Err(Gap::Unseen(wants)) => wants.into_iter().for_each(|want| self.answer(want, &mut seen)),
@@ -271,7 +275,10 @@ impl Model {
             Want::Rules => seen.rules = Some(Ok(self.rules.clone())),
             Want::RpFilters => seen.rp_filters = Some(Ok(self.rp_filters.clone())),
             Want::Addresses => seen.addresses = Some(Ok(self.addresses.clone())),
-            Want::LinksOn(index) => drop(seen.links_on.insert(index, Ok(self.links_on.clone()))),
+            Want::LinksOn => {
+                let on_each = self.links.iter().map(|link| (link.dev.index, self.links_on.clone()));
+                seen.links_on = Some(Ok(on_each.collect()));
+            }
             Want::Bridges => seen.bridges = Some(Ok(self.bridges.clone())),
             Want::Ledger => seen.ledger = Some(Ok(self.ledger.clone())),
             Want::Nat => seen.nat = Some(Ok(self.nat.clone())),

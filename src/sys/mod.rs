@@ -15,6 +15,7 @@ mod stop;
 mod sysctl;
 pub mod systemd;
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -166,12 +167,7 @@ impl Node {
                 Want::Addresses => {
                     observed.addresses = Some(failed("the addresses of all interfaces", self.addresses()));
                 }
-                Want::LinksOn(index) => {
-                    let links = self
-                        .netlink
-                        .dump(RTM_GETLINK, &message::one_link(0, None), |link| message::name_on(link, index));
-                    observed.links_on.insert(index, failed("the links on another", links));
-                }
+                Want::LinksOn => observed.links_on = Some(failed("the links on others", self.links_on())),
                 Want::Bridges => observed.bridges = Some(failed("the bridges", self.bridges())),
                 Want::Nat => {
                     let seen = nftables::nat(&mut self.netfilter);
@@ -422,6 +418,14 @@ impl Node {
             (Ok(()), Err(error)) => self.netlink.change(RTM_DELLINK, 0, &message::bridge(bridge)).and(Err(error)),
             (made, marked) => made.and(marked),
         }
+    }
+
+    fn links_on(&mut self) -> Result<BTreeMap<u32, Vec<IfName>>, NetlinkError> {
+        let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (below, name) in self.netlink.dump(RTM_GETLINK, &message::one_link(0, None), message::on_another)? {
+            found.entry(below).or_default().push(name);
+        }
+        Ok(found)
     }
 
     fn bridges(&mut self) -> Result<Vec<SeenBridge>, NetlinkError> {
