@@ -185,7 +185,7 @@ mod tests {
             let mut model = Model::new(&node);
             model.recall.boot = std::time::Duration::from_secs(3600);
             model.plan(reconciler.plan, &desired(&yaml));
-            let asked: BTreeSet<_> = model.asked.iter().collect();
+            let asked: BTreeSet<_> = model.asked.iter().map(|want| format!("{want:?}")).collect();
             assert_eq!(asked.len(), model.asked.len(), "{} asks twice: {:?}", reconciler.name, model.asked);
             model.begun
         };
