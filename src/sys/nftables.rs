@@ -47,7 +47,7 @@ const DORMANT: u32 = 1;
 pub fn nat(netlink: &mut Option<Netlink>) -> Result<SeenNat, NetlinkError> {
     match look(netlink, table) {
         // A socket of this kind, or what is behind it, is not there, and was not to be had as a module.
-        Err(NetlinkError::Refused { errno, .. })
+        Err(NetlinkError::Refused { errno, .. } | NetlinkError::Failed(errno))
             if matches!(errno, Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EINVAL | Errno::EOPNOTSUPP) =>
         {
             Ok(SeenNat::Missing(errno.desc().into()))

@@ -16,6 +16,7 @@ mod explain;
 mod journal;
 mod kit;
 mod kube_proxy;
+mod lost_answers;
 mod masquerade;
 mod metrics;
 mod namespaces;
