@@ -1,11 +1,13 @@
 //! Declared masquerade: the one nftables table of ours, and what others have beside it.
 
 use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::kit::{Netns, Ran, Worker};
+use crate::kit::{Ends, Netns, Ran, Worker, until};
 
 const BRIDGE: &str = "kube_proxy: {mode: off}
 bridges: [{name: br-vms, addresses: [10.100.0.1/16, 'fd64::1/64']}]";
@@ -241,6 +243,35 @@ fn without_nft_the_package_is_named_and_nothing_to_do_needs_no_nft() {
     let ran = without(&["--output", "json"]).expect(1);
     assert!(blocked(&ran)[0].starts_with("nft delete table inet node_fixer: there is no program nft"), "{ran:?}");
     assert!(table(&node).is_some());
+}
+
+/// A run that is killed alone leaves its nft behind. What that still does belongs to the killed run: until it has ended
+/// the next run waits its turn, or it would find no table, and note that there is none to look for.
+#[test]
+fn the_nft_of_a_run_that_was_killed_leaves_nothing_behind() {
+    let (node, _vm) = vm_host();
+    let directory = node.directory.path();
+    let slow = format!(
+        "#!/bin/sh\necho $$ >{0}/pid\nwhile [ ! -e {0}/go ]; do sleep 0.02; done\nexec $(PATH=/usr/sbin:/sbin:/usr/bin command -v nft) \"$@\"\n",
+        directory.display()
+    );
+    std::fs::write(directory.join("nft"), slow).unwrap();
+    std::fs::set_permissions(directory.join("nft"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    let mut command = node.command(&[]);
+    command.env("PATH", format!("{}:{}", directory.display(), std::env::var("PATH").unwrap()));
+    let mut run = Ends(node.net.enter(|| command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()));
+    until("nft has begun", || directory.join("pid").exists());
+    run.0.kill().unwrap();
+    run.0.wait().unwrap();
+
+    node.config(BRIDGE);
+    let ran = node.fix(&[]).expect(75);
+    assert!(ran.err.contains("a program that it started still runs"), "{ran:?}");
+    std::fs::write(directory.join("go"), "").unwrap();
+    until("nft has ended", || table(&node).is_some() && node.fix(&["-q"]).code != 75);
+    node.fix(&[]).expect(0);
+    assert_eq!(table(&node), None);
 }
 
 /// The system calls of a run, by strace.
