@@ -14,7 +14,7 @@ use cidr::IpCidr;
 
 use crate::desired::Pattern;
 use crate::memory::{Ledger, Recall, Uplink};
-use crate::nat::{ForwardDrop, SeenNat};
+use crate::nat::{FilterTable, SeenNat};
 use crate::net::{Dev, Family, IfName, Route, Rule, Scope, SysctlKey};
 use crate::netns::{Occupied, Sandboxes, SeenNetns, Veth};
 use crate::pod::{Pod, PodQuery};
@@ -44,8 +44,8 @@ pub enum Want {
     LinksOn,
     /// Our nftables table.
     Nat,
-    /// The nftables chains of others that drop what is forwarded.
-    ForwardDrops,
+    /// The nftables tables of others that filter what is forwarded.
+    Filters,
     /// Whether there is a program of this name on PATH.
     Program(&'static str),
     /// The value of a sysctl.
@@ -120,8 +120,8 @@ pub struct Observed {
     pub bridges: Option<Look<Vec<SeenBridge>>>,
     /// Answer to [`Want::Nat`].
     pub nat: Option<Look<SeenNat>>,
-    /// Answer to [`Want::ForwardDrops`].
-    pub forward_drops: Option<Look<Vec<ForwardDrop>>>,
+    /// Answer to [`Want::Filters`].
+    pub filters: Option<Look<Vec<FilterTable>>>,
     /// Answers to [`Want::Program`].
     pub programs: BTreeMap<&'static str, Look<bool>>,
     /// Answers to [`Want::Sysctl`], without the white space around them; `None`: there is no such key.
@@ -204,9 +204,9 @@ impl Observed {
         one(&self.nat, Want::Nat)
     }
 
-    /// The nftables chains of others that drop what is forwarded.
-    pub fn forward_drops(&self) -> Result<&[ForwardDrop], Gap> {
-        one(&self.forward_drops, Want::ForwardDrops).map(Vec::as_slice)
+    /// The nftables tables of others that filter what is forwarded.
+    pub fn filters(&self) -> Result<&[FilterTable], Gap> {
+        one(&self.filters, Want::Filters).map(Vec::as_slice)
     }
 
     /// Whether there is a program of this name on PATH.

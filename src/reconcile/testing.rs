@@ -19,7 +19,7 @@ use cidr::{IpCidr, IpInet};
 use crate::change::{Change, Plan};
 use crate::desired::Desired;
 use crate::memory::{Ledger, Recall, Uplink};
-use crate::nat::{self, ForwardDrop, Masquerade, SeenNat, SeenTable};
+use crate::nat::{self, FilterTable, Masquerade, SeenNat, SeenTable};
 use crate::net::{
     Dev, Family, IfName, PROMOTE, PROTO_DECLARED, Route, Rule, Scope, Selector, SysctlKey, TABLE_MAIN, family_of,
 };
@@ -117,7 +117,7 @@ pub struct Model {
     /// On each of the links.
     pub links_on: Vec<IfName>,
     pub nat: SeenNat,
-    pub forward_drops: Vec<ForwardDrop>,
+    pub filters: Vec<FilterTable>,
     /// Those on PATH.
     pub programs: Vec<&'static str>,
     pub sysctls: Vec<(SysctlKey, String)>,
@@ -152,7 +152,7 @@ impl Model {
             bridges: Vec::new(),
             links_on: Vec::new(),
             nat: SeenNat::Table(None),
-            forward_drops: Vec::new(),
+            filters: Vec::new(),
             programs: vec![nat::PROGRAM],
             sysctls: Vec::new(),
             unreadable: None,
@@ -268,7 +268,8 @@ impl Model {
         }
     }
 
-    fn answer(&mut self, want: Want, seen: &mut Observed) {
+    /// Looks.
+    pub fn answer(&mut self, want: Want, seen: &mut Observed) {
         self.asked.push(want.clone());
         let find = |by: &dyn Fn(&Link) -> bool| Ok(self.links.iter().find(|link| by(link)).cloned());
         match want {
@@ -282,7 +283,7 @@ impl Model {
             Want::Bridges => seen.bridges = Some(Ok(self.bridges.clone())),
             Want::Ledger => seen.ledger = Some(Ok(self.ledger.clone())),
             Want::Nat => seen.nat = Some(Ok(self.nat.clone())),
-            Want::ForwardDrops => seen.forward_drops = Some(Ok(self.forward_drops.clone())),
+            Want::Filters => seen.filters = Some(Ok(self.filters.clone())),
             Want::Program(name) => drop(seen.programs.insert(name, Ok(self.programs.contains(&name)))),
             Want::Sysctl(key) => {
                 let value = self.sysctls.iter().find(|(it, _)| *it == key).map(|(_, value)| value.clone());

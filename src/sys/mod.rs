@@ -173,9 +173,9 @@ impl Node {
                     let seen = nftables::nat(&mut self.netfilter);
                     observed.nat = Some(failed("our table of nftables", seen));
                 }
-                Want::ForwardDrops => {
-                    let seen = nftables::forward_drops(&mut self.netfilter);
-                    observed.forward_drops = Some(failed("the chains of nftables that forward", seen));
+                Want::Filters => {
+                    let seen = nftables::filters(&mut self.netfilter);
+                    observed.filters = Some(failed("the tables of nftables that filter", seen));
                 }
                 Want::Program(name) => drop(observed.programs.insert(name, Ok(program::is_on_path(name)))),
                 Want::Sysctl(key) => {

@@ -13,6 +13,7 @@ mod default_routes;
 mod doctor;
 mod dry_run;
 mod explain;
+mod forward;
 mod journal;
 mod kit;
 mod kube_proxy;
