@@ -340,8 +340,12 @@ pub struct Rule {
 impl Rule {
     /// Whether both do the same to the same packets at the same place, whoever installed them.
     pub fn equals(&self, other: &Rule) -> bool {
-        (self.family, self.priority, self.table) == (other.family, other.priority, other.table)
-            && self.selector == other.selector
+        self.essence() == other.essence()
+    }
+
+    /// All of it but who installed it.
+    pub fn essence(&self) -> (Family, u32, u32, &Selector) {
+        (self.family, self.priority, self.table, &self.selector)
     }
 
     /// The `ip rule` command that does `verb` to it.

@@ -6,6 +6,7 @@
 
 mod cure;
 pub mod facts;
+mod forward;
 mod ini;
 mod look;
 mod managers;
@@ -53,6 +54,12 @@ pub const ALL: &[Check] = &[
         title: "nothing is forwarded",
         breaks: &["sysctls"],
         check: sysctls::ip_forward_off,
+    },
+    Check {
+        cause: "forward_dropped",
+        title: "a firewall drops what is forwarded for `masquerade`",
+        breaks: &["masquerade"],
+        check: forward::dropped,
     },
     Check {
         cause: "table_host_route_only",
