@@ -79,12 +79,10 @@ pub fn ledger(directory: &Path, may_change: bool) -> io::Result<Ledger> {
     }
 }
 
-/// Has the ledger changed. Its directory is made if it is missing.
-pub fn update_ledger(directory: &Path, update: impl FnOnce(&mut Ledger)) -> io::Result<()> {
-    let mut ledger = ledger(directory, true)?;
-    update(&mut ledger);
+/// Writes the ledger. Its directory is made if it is missing.
+pub fn write_ledger(directory: &Path, ledger: &Ledger) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    write(directory, LEDGER, &ledger)
+    write(directory, LEDGER, ledger)
 }
 
 fn fresh_start<T: Default>(file: &Path, why: &io::Error) -> T {
