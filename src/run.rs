@@ -152,7 +152,7 @@ impl Outcome {
                 break; // and nothing is concluded from what was cut short
             }
             let notes = if self.dry_run { Vec::new() } else { plan.remember };
-            let noted = notes.into_iter().fold(true, |noted, note| noted && self.remember(node, name, note));
+            let noted = notes.into_iter().all(|note| self.remember(node, name, note));
             let status = if observed { Status::Observed } else { Status::Skipped };
             let held = plan.held.into_iter().map(|step| Item { held: true, status, ..Item::new(name, step) });
             self.items.extend(held);

@@ -127,6 +127,12 @@ impl Node {
         Ok(Node { netlink, netfilter, state_dir, durable_dir, patient, stop, memory, begun, links, ledger, forgotten })
     }
 
+    /// Removes the temporary files that an interrupted run may have left. Only under the lock.
+    pub fn tidy(&self) {
+        state::tidy(&self.state_dir, &self.durable_dir);
+        sysctl::tidy();
+    }
+
     /// Looks at each of these, and puts what was seen, or why it could not be seen, into `observed`.
     pub fn look(&mut self, wants: Vec<Want>, observed: &mut Observed) {
         for want in wants {

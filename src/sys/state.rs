@@ -79,6 +79,12 @@ pub fn ledger(directory: &Path, may_change: bool) -> io::Result<Ledger> {
     }
 }
 
+/// Removes what an interrupted run may have left in the directories of the state and of the ledger.
+pub fn tidy(directory: &Path, durable: &Path) {
+    file::tidy(directory, STATE);
+    file::tidy(durable, LEDGER);
+}
+
 /// Writes the ledger. Its directory is made if it is missing.
 pub fn write_ledger(directory: &Path, ledger: &Ledger) -> io::Result<()> {
     fs::create_dir_all(directory)?;

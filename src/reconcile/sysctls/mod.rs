@@ -33,11 +33,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         return Ok(plan);
     }
     let ledger = &observed.ledger()?.sysctls;
-    let there = observed.persisted()?;
-    persist::plan(&lasting, desired, there, &mut plan);
-    if !lasting.is_empty() {
-        persist::name_what_overrides(&lasting, observed, &mut plan)?;
-    }
+    let has_file = persist::plan(&lasting, desired, observed, &mut plan)?;
     let to_come = bridges::to_come(desired, observed)?;
     let keys = keys(&wanted(desired, observed)?, ledger, &to_come, observed)?;
     let mut draft = Draft::new(&keys, &to_come, observed, &mut plan);
@@ -46,7 +42,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let noted = draft.into_ledger();
 
     // That there are some is noted before the ledger tells of one, and that there are none after it tells of none.
-    let some = !noted.is_empty() || there.is_some_and(persist::is_ours) || !lasting.is_empty();
+    let some = !noted.is_empty() || has_file;
     plan.remember.extend((noted != *ledger).then_some(Note::Sysctls(noted)));
     if known != Some(some) {
         let at = if some { 0 } else { plan.remember.len() };

@@ -56,12 +56,28 @@ impl Lasting {
     }
 }
 
-pub fn is_ours(text: &str) -> bool {
+fn is_ours(text: &str) -> bool {
     text.starts_with(HEADER)
 }
 
-/// Plans what is to be done about our file. `there` is what it says now.
-pub fn plan(lasting: &[Lasting], desired: &Desired, there: Option<&str>, plan: &mut Plan) {
+/// Plans what is to be done about our file. Whether there is something of ours is returned; there may be where it
+/// cannot be read, which holds none of the values up.
+pub fn plan(lasting: &[Lasting], desired: &Desired, observed: &Observed, plan: &mut Plan) -> Result<bool, Gap> {
+    let there = match observed.persisted() {
+        Err(Gap::Failed(why)) => {
+            plan.blocked.push(Blocked::unseen(format!("keep {OURS} as declared"), why.to_string()));
+            return Ok(true);
+        }
+        there => there?,
+    };
+    write(lasting, desired, there, plan);
+    if !lasting.is_empty() {
+        name_what_overrides(lasting, observed, plan)?;
+    }
+    Ok(!lasting.is_empty() || there.is_some_and(is_ours))
+}
+
+fn write(lasting: &[Lasting], desired: &Desired, there: Option<&str>, plan: &mut Plan) {
     let kept = kept_lines(desired, there);
     let nothing = lasting.is_empty() && kept.is_empty();
     let kept = kept.into_iter().map(|line| format!("{line}\n"));
@@ -87,12 +103,18 @@ pub fn plan(lasting: &[Lasting], desired: &Desired, there: Option<&str>, plan: &
 }
 
 /// Blocks what a file of others says otherwise, and says it last.
-pub fn name_what_overrides(lasting: &[Lasting], observed: &Observed, plan: &mut Plan) -> Result<(), Gap> {
+fn name_what_overrides(lasting: &[Lasting], observed: &Observed, plan: &mut Plan) -> Result<(), Gap> {
     let text: String = lasting.iter().map(|it| it.line() + "\n").collect();
     let path = PathBuf::from(OURS);
     let ours = ConfFile { path, text: text.into_bytes() };
     let name = ours.name().to_vec();
-    let settings = observed.sysctl_files()?.with(ours);
+    let settings = match observed.sysctl_files() {
+        Err(Gap::Failed(why)) => {
+            plan.blocked.push(Blocked::unseen(format!("find what wins over {OURS}"), why.to_string()));
+            return Ok(());
+        }
+        settings => settings?.with(ours),
+    };
     for wish in lasting {
         let (candidates, occasion) = match wish.is_of_link() {
             true => (examples_of(&wish.path, &settings, observed)?, Occasion::Link),
