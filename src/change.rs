@@ -247,6 +247,17 @@ impl Change {
         }
     }
 
+    /// Whether the other one is this one again, planned after another look: a sysctl that is to have the same value, from
+    /// whatever it is by then.
+    pub fn is_again(&self, other: &Change) -> bool {
+        match (self, other) {
+            (Change::SetSysctl { key, value, .. }, Change::SetSysctl { key: again, value: wanted, .. }) => {
+                key == again && value == wanted
+            }
+            _ => self == other,
+        }
+    }
+
     /// Whether nothing builds on it, so that the changes after it are made, and those before it stay, even if it fails.
     /// A value that is in force now is no worse for a file that says it for the next boot, nor for another value that
     /// the kernel refuses.

@@ -182,10 +182,12 @@ impl Outcome {
         let mut stopped = !may_mend || *whole && self.items.iter().any(has_failed);
         let earlier = self.items.len();
         for step in steps {
-            let known = self.items.iter().take(earlier).position(|item| item.change == step.change);
+            let known = self.items.iter().take(earlier).position(|item| item.change.is_again(&step.change));
             let at = known.unwrap_or(self.items.len());
-            if known.is_none() {
-                self.items.push(Item::new(name, step));
+            match self.items.get_mut(at) {
+                None => self.items.push(Item::new(name, step)),
+                Some(item) if item.status == Status::Skipped => item.change = step.change,
+                Some(_) => {}
             }
             let Some(item) = self.items.get_mut(at) else { continue };
             match item.status {
