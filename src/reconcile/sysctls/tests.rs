@@ -286,6 +286,42 @@ fn an_example_is_matched_by_its_pattern() {
     }
 }
 
+/// What the kernel would do to a default route that was learned from router advertisements.
+#[test]
+fn forwarding_costs_no_default() {
+    let node = |accept: u8| {
+        format!(
+            "link 2 eth0\nlink 3 eth1\nroute default via fe80::1 dev 2 table 254 proto 9\n\
+             route default via fe80::2 dev 3 table 254 proto 3\nroute default via fe80::3 dev 3 table 7 proto 9\n\
+             sysctl net/ipv6/conf/all/forwarding = 0\nsysctl net/ipv6/conf/default/forwarding = 0\n\
+             sysctl net/ipv6/conf/eth0/forwarding = 0\nsysctl net/ipv6/conf/eth1/forwarding = 0\n\
+             sysctl net/ipv6/conf/eth0/accept_ra = {accept}\nsysctl net/ipv6/conf/eth1/accept_ra = 1"
+        )
+    };
+    let key = |key: &str, value: u8| format!("{{key: 'net.ipv6.conf.{key}', value: {value}}}");
+    let (all, both) = (key("all.forwarding", 1), key("*.forwarding", 1));
+    let accept = key("eth0.accept_ra", 2);
+    for (case, accept_ra, wishes, commands, blocked) in [
+        ("1", 1, vec![&all], 0, 1),
+        ("0: a program handles them", 0, vec![&all], 1, 0),
+        ("2", 2, vec![&all], 1, 0),
+        ("2 is declared", 1, vec![&all, &accept], 2, 0),
+        ("a pattern is blocked once; default costs nothing", 1, vec![&both], 1, 1),
+    ] {
+        let wishes: Vec<_> = wishes.into_iter().cloned().collect();
+        let yaml = format!("sysctls: [{}]", wishes.join(", "));
+        let plan = Model::new(&node(accept_ra)).plan(plan, &desired(&yaml));
+        assert_eq!((plan.steps.len(), plan.blocked.len()), (commands, blocked), "{case}: {plan:?}");
+        assert!(plan.blocked.iter().all(|blocked| !blocked.unseen), "{case}");
+        let first = shown(&plan.steps).first().cloned().unwrap_or_default();
+        assert_eq!(first.contains("accept_ra"), commands == 2, "{case}: it comes first");
+    }
+    let mut unreadable = Model::new(&node(1));
+    unreadable.unreadable = Some(SysctlKey::from_path(b"net/ipv6/conf/eth0/accept_ra"));
+    let plan = unreadable.plan(plan, &desired(&format!("sysctls: [{all}]")));
+    assert!(plan.steps.is_empty() && plan.blocked[0].unseen, "{plan:?}");
+}
+
 /// What a node is before anything is declared, in each test of whole lives below.
 const KEYS: [&str; 12] = [
     "net/ipv4/ip_forward",
