@@ -24,6 +24,11 @@ use crate::sys::{Node, Root, file};
 /// Name of the file in which counters survive a reboot.
 pub const COUNTERS: &str = "counters.json";
 
+/// Removes the temporary file that an interrupted run may have left. (That of the metrics is replaced by each run.)
+pub fn tidy(durable: &Path) {
+    file::tidy(durable, COUNTERS);
+}
+
 /// Concludes a run that began then. `durable` is the directory for what outlives a reboot.
 pub fn conclude(desired: &Desired, node: &mut Node, outcome: &Outcome, durable: &Path, begun: Instant) {
     let contended = note(desired, node, outcome).unwrap_or_else(|error| {

@@ -129,6 +129,8 @@ fn real_run(cli: &Cli) -> anyhow::Result<u8> {
     }
     let _lock = Lock::take(cli.state_dir())?;
     let (begun, mut node) = (Instant::now(), open(cli, true)?);
+    node.tidy();
+    aftermath::tidy(cli.durable_dir());
     let outcome = run::run(&desired, &mut node, false);
     aftermath::conclude(&desired, &mut node, &outcome, cli.durable_dir(), begun);
     let printed = print::result(

@@ -3,10 +3,12 @@
 //! wrong is traced back to the file that said it.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::libc::O_NONBLOCK;
 use serde::Deserialize;
 use serde_path_to_error::Track;
 use serde_yaml::Value;
@@ -75,7 +77,8 @@ struct Layer {
 pub fn load(file: Option<&Path>) -> Result<Loaded, ConfigError> {
     let usual = Path::new(USUAL_FILE);
     let main = match file {
-        Some(file) => Some(read_file(file)?),
+        // It may be a pipe, as of `--config <(…)`.
+        Some(file) => Some(read_from(file, File::open(file))?),
         None => read_if_there(usual)?,
     };
     if main.is_none() {
@@ -297,9 +300,19 @@ fn read_if_there(path: &Path) -> Result<Option<(String, String)>, ConfigError> {
     }
 }
 
+/// Reads what nobody named, and waits for no writer of a pipe.
 fn read_file(path: &Path) -> Result<(String, String), ConfigError> {
+    let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path);
+    let file = file.and_then(|file| match file.metadata()?.file_type() {
+        kind if kind.is_file() || kind.is_dir() || kind.is_char_device() => Ok(file),
+        _ => Err(io::Error::other("it is no regular file")),
+    });
+    read_from(path, file)
+}
+
+fn read_from(path: &Path, file: io::Result<File>) -> Result<(String, String), ConfigError> {
     let fail = |error| unreadable(path, error);
-    let file = File::open(path).map_err(fail)?;
+    let file = file.map_err(fail)?;
     if file.metadata().map_err(fail)?.is_dir() {
         return Err(fail(io::ErrorKind::IsADirectory.into()));
     }
@@ -328,7 +341,7 @@ fn read_file(path: &Path) -> Result<(String, String), ConfigError> {
 
 /// A name that is easily mistaken for one that is read: nobody would notice what is in it.
 fn not_read(yml: &Path) -> Result<(), ConfigError> {
-    match File::open(yml) {
+    match std::fs::metadata(yml) {
         Ok(_) => Err(unreadable(yml, io::Error::other("only files named .yaml are read; rename it"))),
         Err(_) => Ok(()),
     }

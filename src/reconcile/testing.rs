@@ -28,8 +28,8 @@ use crate::observed::{
     Address, Gap, Hop, Link, Look, Observed, RouteSet, RpFilters, SeenBridge, SeenRoute, SeenRule, Target, Want,
 };
 use crate::pod::Pod;
-use crate::reconcile::carried::carried;
 use crate::reconcile::rules::is_taken_for;
+use crate::reconcile::sysctls::cascaded;
 use crate::sysctl_d::Settings;
 
 /// A configuration of these sections.
@@ -354,6 +354,24 @@ impl Model {
         }
     }
 
+    /// The sysctls that a change writes, in order.
+    pub fn writes(&self, change: &Change) -> Vec<(SysctlKey, String)> {
+        let Change::SetSysctl { key, value, first, then, .. } = change else { return Vec::new() };
+        let own = [(key.clone(), value.clone())];
+        first.iter().chain(&own).chain(then).cloned().collect()
+    }
+
+    /// Writes a sysctl, and with it those that follow.
+    pub fn write(&mut self, key: &SysctlKey, value: &str) {
+        let path = |key: &SysctlKey| String::from_utf8(key.path()).unwrap();
+        for (it, live) in &mut self.sysctls {
+            if let Some(value) = cascaded(&path(key), value, &path(it)) {
+                *live = value;
+            }
+        }
+        self.sysctls.iter_mut().find(|(it, _)| it == key).unwrap().1 = value.into();
+    }
+
     /// Does what the kernel would do.
     pub fn apply(&mut self, change: &Change) {
         match change {
@@ -422,17 +440,8 @@ impl Model {
             }
             Change::DeleteMasquerade => self.nat = SeenNat::Table(None),
             Change::Persist { new, .. } => self.persisted = new.clone(),
-            Change::SetSysctl { key, value, first, then, .. } if self.sysctls.iter().any(|(it, _)| it == key) => {
-                let own = [(key.clone(), value.clone())];
-                for (key, value) in first.iter().chain(&own).chain(then) {
-                    for (it, live) in &mut self.sysctls {
-                        let path = |key: &SysctlKey| String::from_utf8(key.path()).unwrap();
-                        if let Some(value) = carried(&path(key), value, &path(it)) {
-                            *live = value;
-                        }
-                    }
-                    self.sysctls.iter_mut().find(|(it, _)| it == key).unwrap().1 = value.clone();
-                }
+            Change::SetSysctl { key, .. } if self.sysctls.iter().any(|(it, _)| it == key) => {
+                self.writes(change).iter().for_each(|(key, value)| self.write(key, value));
             }
             Change::SetSysctl { key, value, .. } => {
                 let value = value.parse().unwrap();

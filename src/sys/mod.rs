@@ -45,7 +45,7 @@ pub use stop::survive_file_limit;
 
 use crate::change::{Change, RestartPod};
 use crate::desired::Pattern;
-use crate::memory::{AddedAddress, Knowledge, Ledger, Memory, Note, Recall, SetSysctl, Uplink};
+use crate::memory::{AddedAddress, Knowledge, Ledger, Memory, Note, Recall, Uplink};
 use crate::nat;
 use crate::net::{ALIAS, Bridge, Dev, IfName, PROMOTE, SysctlKey, one_line};
 use crate::netns::{NetnsName, Sandboxes, Veth};
@@ -75,10 +75,10 @@ pub struct Node {
     begun: Option<Duration>,
     /// How many interfaces there are, where that was seen.
     links: Option<usize>,
-    /// The sysctls that have got back what was there before.
-    disowned: Vec<Vec<u8>>,
-    /// What this run has had the ledger forget.
-    forgotten: Ledger,
+    /// What the ledger says, once it was read or written.
+    ledger: Option<Ledger>,
+    /// The addresses that this run has had the ledger forget.
+    forgotten: Vec<AddedAddress>,
 }
 
 /// What became of a change that did not fail.
@@ -125,20 +125,14 @@ impl Node {
         let (netlink, netfilter) = (Netlink::open()?, None);
         let stop = Stop::default();
         let (memory, begun, links) = (None, None, None);
-        let (disowned, forgotten) = (Vec::new(), Ledger::default());
-        Ok(Node {
-            netlink,
-            netfilter,
-            state_dir,
-            durable_dir,
-            patient,
-            stop,
-            memory,
-            begun,
-            links,
-            disowned,
-            forgotten,
-        })
+        let (ledger, forgotten) = (None, Vec::new());
+        Ok(Node { netlink, netfilter, state_dir, durable_dir, patient, stop, memory, begun, links, ledger, forgotten })
+    }
+
+    /// Removes the temporary files that an interrupted run may have left. Only under the lock.
+    pub fn tidy(&self) {
+        state::tidy(&self.state_dir, &self.durable_dir);
+        sysctl::tidy();
     }
 
     /// Looks at each of these, and puts what was seen, or why it could not be seen, into `observed`.
@@ -190,8 +184,7 @@ impl Node {
                 Want::Persisted => observed.persisted = Some(failed(OURS, sysctl::persisted())),
                 Want::SysctlFiles => observed.sysctl_files = Some(failed("sysctl.d", sysctl_files())),
                 Want::Ledger => {
-                    observed.ledger =
-                        Some(failed("what node-fixer has made", state::ledger(&self.durable_dir, self.patient)))
+                    observed.ledger = Some(failed("what node-fixer has made", self.ledger()));
                 }
                 Want::Uplinks(names) => observed.uplinks = Some(failed("the uplinks", self.uplinks(&names))),
                 Want::SettledUplinks(names, settle) => {
@@ -246,12 +239,8 @@ impl Node {
             Change::DeleteBridge(bridge) => netlink.change(RTM_DELLINK, 0, &message::bridge(bridge)),
             Change::SetMasquerade { rules, .. } => return self.nft(&nat::replacement(rules)),
             Change::DeleteMasquerade => return self.nft(&nat::removal()),
-            Change::SetSysctl { key, value, first, then, .. } => {
-                let own = [(key.clone(), value.clone())];
-                for (key, value) in first.iter().chain(&own).chain(then) {
-                    sysctl::write(key, value).map_err(judge)?;
-                }
-                self.disown(key, value);
+            Change::SetSysctl { .. } => {
+                set_sysctl(change)?;
                 return Ok(Applied { made: true, told: None });
             }
             Change::Persist { new, .. } => {
@@ -286,16 +275,6 @@ impl Node {
         }
     }
 
-    /// Forgets that this sysctl was ours, where it has got back what was there before: who sets it now is another.
-    /// Where the ledger cannot be written, it says a moment too much.
-    fn disown(&mut self, key: &SysctlKey, value: &str) {
-        let is_over = |it: &SetSysctl| it.before == value && it.value != value && it.key.as_bytes() == key.path();
-        if state::ledger(&self.durable_dir, true).is_ok_and(|ledger| ledger.sysctls.iter().any(is_over)) {
-            let _ = self.update_ledger(|ledger| ledger.sysctls.retain(|it| !is_over(it)));
-            self.disowned.push(key.path());
-        }
-    }
-
     /// Makes the change that takes another back. Where that was a removal, the ledger first tells again of what it was
     /// to forget with it.
     ///
@@ -303,41 +282,37 @@ impl Node {
     ///
     /// What the kernel said, or that the state directory cannot be written.
     pub fn take_back(&mut self, back: &Change) -> Result<Applied, ApplyError> {
-        let mut again = Ledger::default();
-        match back {
-            Change::SetSysctl { key, value, .. } => {
-                let is_ours_again = |it: &SetSysctl| it.key.as_bytes() == key.path() && it.before != *value;
-                if self.forgotten.sysctls.iter().any(is_ours_again) {
-                    again.sysctls = mem::take(&mut self.forgotten.sysctls);
-                }
+        if let Change::AddAddress(dev, inet) = back {
+            let is_it = |it: &AddedAddress| it.dev.as_bytes() == dev.as_bytes() && it.address == *inet;
+            if self.forgotten.iter().any(is_it) {
+                let mut again = mem::take(&mut self.forgotten);
+                let told = self.recall().and_then(|recall| {
+                    again.iter_mut().for_each(|it| it.added = recall.awake);
+                    self.update_ledger(|ledger| ledger.add_addresses(again))
+                });
+                told.map_err(|error| ApplyError::Refused(format!("the state directory cannot be written: {error}")))?;
             }
-            Change::AddAddress(dev, inet) => {
-                let is_it = |it: &AddedAddress| it.dev.as_bytes() == dev.as_bytes() && it.address == *inet;
-                if self.forgotten.addresses.iter().any(is_it) {
-                    again.addresses = mem::take(&mut self.forgotten.addresses);
-                }
-            }
-            _ => {}
-        }
-        if again != Ledger::default() {
-            let added = self.recall().map(|recall| recall.awake);
-            self.disowned.retain(|key| !again.sysctls.iter().any(|it| it.key.as_bytes() == key));
-            let told = added.and_then(|added| {
-                again.addresses.iter_mut().for_each(|it| it.added = added);
-                self.update_ledger(|ledger| ledger.add(again.without(ledger)))
-            });
-            told.map_err(|error| ApplyError::Refused(format!("the state directory cannot be written: {error}")))?;
         }
         self.apply(back)
     }
 
-    /// Has the ledger changed, and keeps what it forgets.
+    /// What the ledger says. It is read once: under the lock nobody else writes it.
+    fn ledger(&mut self) -> io::Result<Ledger> {
+        if self.ledger.is_none() {
+            self.ledger = Some(state::ledger(&self.durable_dir, self.patient)?);
+        }
+        Ok(self.ledger.clone().unwrap_or_default())
+    }
+
+    /// Has the ledger changed, and keeps the addresses that it forgets.
     fn update_ledger(&mut self, update: impl FnOnce(&mut Ledger)) -> io::Result<()> {
-        state::update_ledger(&self.durable_dir, |ledger| {
-            let before = ledger.clone();
-            update(ledger);
-            self.forgotten.add(before.without(ledger));
-        })
+        let before = self.ledger()?;
+        let mut ledger = before.clone();
+        update(&mut ledger);
+        state::write_ledger(&self.durable_dir, &ledger)?;
+        self.forgotten.extend(before.addresses_without(&ledger));
+        self.ledger = Some(ledger);
+        Ok(())
     }
 
     /// Has nft carry out these commands, in one transaction.
@@ -375,7 +350,7 @@ impl Node {
         if let Err(NetlinkError::Refused { errno: Errno::EEXIST, .. }) = added {
             // Somebody was faster: it is theirs. Where the ledger cannot be written, it says a moment too much.
             let is_it = |entry: &AddedAddress| entry.dev.as_bytes() == dev.as_bytes() && entry.address == *address;
-            let _ = state::update_ledger(&self.durable_dir, |ledger| ledger.addresses.retain(|it| !is_it(it)));
+            let _ = self.update_ledger(|ledger| ledger.addresses.retain(|it| !is_it(it)));
         }
         added
     }
@@ -607,11 +582,7 @@ impl Node {
     /// # Errors
     ///
     /// The state directory cannot be written.
-    pub fn remember(&mut self, mut note: Note) -> io::Result<()> {
-        if let Note::Sysctls(sysctls) = &mut note {
-            // What a failure took back is planned once more, to be told of; it is not set again by this run.
-            sysctls.retain(|it| !self.disowned.iter().any(|over| over == it.key.as_bytes()));
-        }
+    pub fn remember(&mut self, note: Note) -> io::Result<()> {
         if let Note::Addresses(_) | Note::Sysctls(_) = note {
             return self.update_ledger(|ledger| ledger.take(note));
         }
@@ -763,18 +734,40 @@ fn describe(set: &RouteSet) -> String {
     }
 }
 
-fn judge(error: io::Error) -> ApplyError {
+/// Writes a sysctl, what belongs before it and what comes after it. When one of the latter fails the rest is written
+/// nevertheless: each is somebody's value.
+fn set_sysctl(change: &Change) -> Result<(), ApplyError> {
+    let Change::SetSysctl { key, value, first, then, needs, .. } = change else { return Ok(()) };
+    for (needed, want) in needs {
+        let unread = |error| ApplyError::Refused(format!("cannot look at the sysctl {needed}: {error}"));
+        let live = sysctl::read(needed).map_err(unread)?;
+        // Where the interface has gone meanwhile nothing is needed of it.
+        if let Some(live) = live.filter(|live| live != want) {
+            return Err(ApplyError::Refused(format!("not written: {needed} is {live}, and has to be {want} before")));
+        }
+    }
+    let write = |(of, value): &(SysctlKey, String)| {
+        sysctl::write(of, value).map_err(|error| judge(error, if of == key { None } else { Some(of) }))
+    };
+    first.iter().try_for_each(write)?;
+    write(&(key.clone(), value.clone()))?;
+    then.iter().map(write).fold(Ok(()), Result::and)
+}
+
+/// What it means that a sysctl could not be written; `of` names it where it is not the one that the change is of.
+fn judge(error: io::Error, of: Option<&SysctlKey>) -> ApplyError {
+    let of = of.map_or(String::new(), |key| format!("{key}: "));
     match error.kind() {
         io::ErrorKind::NotFound => ApplyError::Refused(format!(
-            "{error}; the key is there, so it is the value that names something the kernel here does not have"
+            "{of}{error}; the key is there, so it is the value that names something the kernel here does not have"
         )),
-        // Not for the want of the capability: the key is there to be read (EACCES).
+        // The capability is not missing: the key is there to be read (EACCES).
         io::ErrorKind::PermissionDenied
             if error.raw_os_error() == Some(Errno::EACCES as i32) && has_net_admin().unwrap_or(false) =>
         {
-            ApplyError::Refused(format!("{error}; the kernel lets nobody write it"))
+            ApplyError::Refused(format!("{of}{error}; the kernel lets nobody write it"))
         }
-        io::ErrorKind::PermissionDenied => ApplyError::NotPermitted(error.to_string()),
-        _ => ApplyError::Refused(error.to_string()),
+        io::ErrorKind::PermissionDenied => ApplyError::NotPermitted(format!("{of}{error}")),
+        _ => ApplyError::Refused(format!("{of}{error}")),
     }
 }

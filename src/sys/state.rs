@@ -79,12 +79,16 @@ pub fn ledger(directory: &Path, may_change: bool) -> io::Result<Ledger> {
     }
 }
 
-/// Has the ledger changed. Its directory is made if it is missing.
-pub fn update_ledger(directory: &Path, update: impl FnOnce(&mut Ledger)) -> io::Result<()> {
-    let mut ledger = ledger(directory, true)?;
-    update(&mut ledger);
+/// Removes what an interrupted run may have left in the directories of the state and of the ledger.
+pub fn tidy(directory: &Path, durable: &Path) {
+    file::tidy(directory, STATE);
+    file::tidy(durable, LEDGER);
+}
+
+/// Writes the ledger. Its directory is made if it is missing.
+pub fn write_ledger(directory: &Path, ledger: &Ledger) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    write(directory, LEDGER, &ledger)
+    write(directory, LEDGER, ledger)
 }
 
 fn fresh_start<T: Default>(file: &Path, why: &io::Error) -> T {
@@ -204,8 +208,8 @@ mod tests {
             let Ok(saved) = serde_json::from_slice::<Saved<Ledger>>(bytes) else { return false };
             let ledger = saved.memory;
             planned(&Memory::default(), &ledger);
-            let mut all = Ledger::after_a_boot(ledger.clone()).without(&ledger);
-            all.add(ledger);
+            let mut all = Ledger::after_a_boot(ledger.clone());
+            all.add_addresses(ledger.addresses_without(&all));
             serde_json::to_vec(&all).is_ok()
         });
     }

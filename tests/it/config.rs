@@ -41,6 +41,24 @@ fn a_file_that_cannot_be_read_is_an_error_too() {
     assert!(ran.err.contains("large.yaml:1:1: .: is larger than 1 MiB"), "{ran:?}");
 }
 
+/// A pipe that nobody writes holds nobody up where nobody has named it; one that is named is read.
+#[test]
+fn a_pipe_among_the_drop_ins_is_an_error() {
+    use nix::sys::stat::Mode;
+    for name in ["a.yaml", "a.yml"] {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("config.d")).unwrap();
+        fs::write(directory.path().join("main.yaml"), "version: 1\n").unwrap();
+        nix::unistd::mkfifo(&directory.path().join("config.d").join(name), Mode::S_IRWXU).unwrap();
+        let ran = node_fixer().arg("--config").arg(directory.path().join("main.yaml")).arg("check-config").output();
+        let ran = finish(ran.unwrap()).expect(78);
+        assert!(ran.err.contains(name), "{ran:?}");
+    }
+    let script = "printf 'version: 1\\n' | \"$0\" --config /dev/stdin check-config";
+    let ran = std::process::Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_node-fixer")]).output();
+    assert!(finish(ran.unwrap()).expect(0).out.contains("version: 1"));
+}
+
 #[test]
 fn drop_ins_are_merged_and_the_result_says_where_from() {
     let directory = tempfile::tempdir().unwrap();
