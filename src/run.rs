@@ -1,13 +1,15 @@
 //! One run: look, plan, apply; and if anything was applied, look and plan again until nothing new is to be done.
 //! A dry run stops after the first plan.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tracing::{debug, error, info, warn};
 
-use crate::change::{Blocked, Change, Plan, Step};
+use crate::change::{Blocked, Change, Group, Plan, Step};
 use crate::desired::{Desired, Mode};
 use crate::memory::Note;
+use crate::net::IfName;
 use crate::observed::{Gap, Observed};
 use crate::reconcile::{ALL, Reconciler};
 use crate::sys::{Applied, ApplyError, Node};
@@ -133,6 +135,7 @@ impl Outcome {
         let sections = || ALL.iter().filter(|reconciler| reconciler.waits == waits);
         self.blocked.retain(|refused| !sections().any(|reconciler| reconciler.name == refused.reconciler));
         let mut seen = Observed::default();
+        let bridges: BTreeSet<&IfName> = desired.bridges.iter().map(|bridge| &bridge.name).collect();
         let mut tried = false;
         let mut removals = Vec::new();
         for reconciler in sections() {
@@ -156,32 +159,37 @@ impl Outcome {
             let status = if observed { Status::Observed } else { Status::Skipped };
             let held = plan.held.into_iter().map(|step| Item { held: true, status, ..Item::new(name, step) });
             self.items.extend(held);
-            self.steps(node, reconciler, plan.observed, true, false);
-            tried |= self.steps(node, reconciler, plan.steps, observed, may_mend && noted);
-            removals.push((reconciler, plan.removals, observed, may_mend && noted));
+            self.steps(node, &bridges, name, plan.observed, true, false);
+            tried |= self.steps(node, &bridges, name, plan.steps, observed, may_mend && noted);
+            removals.push((name, plan.removals, observed, may_mend && noted));
         }
-        for (reconciler, steps, observed, may_mend) in removals.into_iter().rev() {
-            tried |= self.steps(node, reconciler, steps, observed, may_mend);
+        for (name, steps, observed, may_mend) in removals.into_iter().rev() {
+            tried |= self.steps(node, &bridges, name, steps, observed, may_mend);
         }
         tried
     }
 
-    /// Makes a plan's changes, in their order, up to the first that fails: what follows builds on it. What was made
-    /// and is planned again has failed. Returns whether anything was tried.
+    /// Makes a plan's changes, in their order. One that fails takes along what belongs together with it, in whichever
+    /// section, and nothing else. What was made and is planned again has failed. Returns whether anything was tried.
     fn steps(
         &mut self,
         node: &mut Node,
-        Reconciler { name, whole, .. }: &'static Reconciler,
+        bridges: &BTreeSet<&IfName>,
+        name: &'static str,
         steps: Vec<Step>,
         observed: bool,
         may_mend: bool,
     ) -> bool {
         let mut tried = false;
-        let has_failed =
-            |item: &Item| item.reconciler == *name && item.status == Status::Failed && !item.change.stands_alone();
-        let mut stopped = !may_mend || *whole && self.items.iter().any(has_failed);
+        let group = |change: &Change| {
+            let counts = |group: &Group| !matches!(group, Group::Link(name) if !bridges.contains(name));
+            change.group().filter(counts)
+        };
+        let failed = self.items.iter().filter(|item| item.status == Status::Failed);
+        let mut failed: BTreeSet<Group> = failed.filter_map(|item| group(&item.change)).collect();
+        let mut stopped = !may_mend;
         // What is planned again is mostly planned in the same order: the search goes on where it has found the last one.
-        let of_section = |(at, item): (usize, &Item)| (item.reconciler == *name).then_some(at);
+        let of_section = |(at, item): (usize, &Item)| (item.reconciler == name).then_some(at);
         let earlier: Vec<usize> = self.items.iter().enumerate().filter_map(of_section).collect();
         let mut next = 0;
         for step in steps {
@@ -197,29 +205,32 @@ impl Outcome {
                 Some(_) => {}
             }
             let Some(item) = self.items.get_mut(at) else { continue };
+            let group = group(&item.change);
             match item.status {
                 Status::Skipped if observed => item.status = Status::Observed,
                 Status::Skipped if self.dry_run => item.status = Status::Planned,
-                Status::Skipped if !stopped => {
+                Status::Skipped if !stopped && !group.as_ref().is_some_and(|group| failed.contains(group)) => {
                     tried = true;
-                    self.not_permitted |= item.apply(node);
+                    // What is not permitted once is not permitted for the rest either.
+                    stopped = item.apply(node);
+                    self.not_permitted |= stopped;
                 }
                 Status::Applied => item.is_missed(),
                 _ => {}
             }
-            let failed = item.status == Status::Failed && !item.change.stands_alone();
-            stopped |= failed;
-            if *whole && failed {
+            if let Some(group) = group.filter(|_| item.status == Status::Failed) {
                 let why = format!("{} failed", item.change);
-                self.take_back(node, name, &why);
+                self.take_back(node, &group, &why);
+                failed.insert(group);
             }
         }
         tried
     }
 
-    /// Takes back what this run has done in a section, the last first.
-    fn take_back(&mut self, node: &mut Node, name: &'static str, why: &str) {
-        for item in self.items.iter_mut().rev().filter(|item| item.reconciler == name && item.is_ours()) {
+    /// Takes back what this run has done of what belongs together, the last first.
+    fn take_back(&mut self, node: &mut Node, group: &Group, why: &str) {
+        let of_it = |item: &&mut Item| item.is_ours() && item.change.group().as_ref() == Some(group);
+        for item in self.items.iter_mut().rev().filter(of_it) {
             item.take_back(node, why);
         }
     }

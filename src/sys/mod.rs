@@ -15,6 +15,7 @@ mod stop;
 mod sysctl;
 pub mod systemd;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
@@ -47,7 +48,7 @@ use crate::change::{Change, RestartPod};
 use crate::desired::Pattern;
 use crate::memory::{AddedAddress, Knowledge, Ledger, Memory, Note, Recall, Uplink};
 use crate::nat;
-use crate::net::{ALIAS, Bridge, Dev, IfName, PROMOTE, SysctlKey, one_line};
+use crate::net::{ALIAS, Bridge, Dev, IfName, PROMOTE, Route, SysctlKey, one_line};
 use crate::netns::{NetnsName, Sandboxes, Veth};
 use crate::observed::{Address, Link, Look, Observed, RouteSet, RpFilters, SeenBridge, SeenRoute, SeenRule, Want};
 use crate::pod::{Pod, PodId, PodQuery};
@@ -225,11 +226,17 @@ impl Node {
         let add = NLM_F_CREATE | NLM_F_EXCL;
         let netlink = &mut self.netlink;
         let result = match change {
-            Change::AddRoute(route) => netlink.change(RTM_NEWROUTE, add, &message::route(route)),
+            Change::AddRoute(route) => {
+                let route = self.with_index(route)?;
+                self.netlink.change(RTM_NEWROUTE, add, &message::route(&route))
+            }
             Change::ReplaceRoute { new, .. } => {
                 netlink.change(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &message::route(new))
             }
-            Change::DeleteRoute(route) => netlink.change(RTM_DELROUTE, 0, &message::route(route)),
+            Change::DeleteRoute(route) => {
+                let route = self.with_index(route)?;
+                self.netlink.change(RTM_DELROUTE, 0, &message::route(&route))
+            }
             Change::AddRule(rule) => message::rule(rule).and_then(|rule| netlink.change(RTM_NEWRULE, add, &rule)),
             Change::DeleteRule(rule) => message::rule(rule).and_then(|rule| netlink.change(RTM_DELRULE, 0, &rule)),
             Change::AddAddress(dev, address) => self.add_address(dev, address),
@@ -313,6 +320,14 @@ impl Node {
         self.forgotten.extend(before.addresses_without(&ledger));
         self.ledger = Some(ledger);
         Ok(())
+    }
+
+    /// A route over a link that was not there when it was planned, with the index that the link has now.
+    fn with_index<'a>(&mut self, route: &'a Route) -> Result<Cow<'a, Route>, ApplyError> {
+        let Some(dev) = route.dev.as_ref().filter(|dev| dev.index == 0) else { return Ok(Cow::Borrowed(route)) };
+        let link = self.link(0, Some(&dev.name)).map_err(|error| ApplyError::Refused(error.to_string()))?;
+        let link = link.ok_or_else(|| ApplyError::Refused(format!("there is no interface {}", dev.name)))?;
+        Ok(Cow::Owned(Route { dev: Some(link.dev), ..route.clone() }))
     }
 
     /// Has nft carry out these commands, in one transaction.
