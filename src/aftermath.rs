@@ -230,6 +230,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn fuzz() {
+        let outcome = Outcome { dry_run: false, items: Vec::new(), blocked: Vec::new(), not_permitted: false };
+        crate::fuzz::run("counters", |bytes| {
+            let Ok(mut counters) = serde_json::from_slice::<Counters>(bytes) else { return false };
+            counters.count(&outcome, Duration::from_secs(1), Duration::ZERO);
+            counters.count_contention("rules");
+            !counters.text(&[("rules", Now::default())]).is_empty()
+        });
+    }
+
+    #[test]
     fn only_counters_that_do_not_parse_begin_at_zero() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(COUNTERS);

@@ -180,9 +180,16 @@ impl Outcome {
         let has_failed =
             |item: &Item| item.reconciler == *name && item.status == Status::Failed && !item.change.stands_alone();
         let mut stopped = !may_mend || *whole && self.items.iter().any(has_failed);
-        let earlier = self.items.len();
+        // What is planned again is mostly planned in the same order: the search goes on where it has found the last one.
+        let of_section = |(at, item): (usize, &Item)| (item.reconciler == *name).then_some(at);
+        let earlier: Vec<usize> = self.items.iter().enumerate().filter_map(of_section).collect();
+        let mut next = 0;
         for step in steps {
-            let known = self.items.iter().take(earlier).position(|item| item.change.is_again(&step.change));
+            let is_it = |at: &usize| self.items.get(*at).is_some_and(|item| item.change.is_again(&step.change));
+            let (before, after) = earlier.split_at(next);
+            let found = after.iter().position(is_it).map(|at| next + at).or_else(|| before.iter().position(is_it));
+            next = found.map_or(next, |found| found + 1);
+            let known = found.and_then(|found| earlier.get(found).copied());
             let at = known.unwrap_or(self.items.len());
             match self.items.get_mut(at) {
                 None => self.items.push(Item::new(name, step)),

@@ -146,7 +146,9 @@ impl Broken<'_> {
 
 fn broken<'a>(facts: &'a Facts) -> Result<Vec<Broken<'a>>, Gap> {
     let mut found = Vec::new();
-    for (family, table, sources) in default_routes::broken(facts.desired, &facts.observed)? {
+    for (family, default_routes::Broken { table, sources, .. }) in
+        default_routes::broken(facts.desired, &facts.observed)?
+    {
         let routes = facts.table(family, table)?;
         let used = routes.iter().flat_map(SeenRoute::hops).filter_map(|hop| hop.oif);
         // The table of a VRF is its master's.

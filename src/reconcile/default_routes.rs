@@ -1,24 +1,49 @@
-//! `default_routes`: every policy table that single sources are sent to has a way out.
+//! `default_routes`: every policy table that single sources, or a branch link of the VPC CNI, are sent to has a way out.
 //!
-//! A table is mended when one of its sources has no default route in any of the tables that its own rules name,
-//! and only when its gateway is certain. The kinds of evidence are tried from the best; a worse kind is tried
-//! only where the better is absent, and better evidence that is ambiguous or of no use blocks.
+//! A table is repaired when one of its sources has no default route in any of the tables that its own rules name, and
+//! only when its gateway is certain ([`gateway`]). What is added gives way: it has the greatest metric, so that the
+//! table's owner can add its own at any time, and the default goes once another is there.
 //!
 //! Looks no further than it must: rules, then the tables that they name; links, addresses and the main table only
 //! when something is broken.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use cidr::IpCidr;
 
-use super::{routes, rules};
+use super::gateway::{self, Gateway, Verdict, has_default_of_others, shortened};
+use super::rules::Declared;
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::Desired;
-use crate::net::{Dev, Family, PROTO_MENDED, Route, Rule, Scope, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
-use crate::net::{UPLINK_RULE_PRIORITY, family_of};
-use crate::observed::{Gap, Hop, Link, Observed, RouteSet, SeenRoute, Target};
-use crate::sorted;
+use crate::net::{Dev, Family, IfName, PROTO_MENDED, Route, Rule, Scope};
+use crate::observed::{Gap, Observed, SeenRoute};
+use crate::topology::cni::{is_branch_link, is_pod_link};
+use crate::topology::{Topology, has_default, is_kernels, sends, sends_by_link};
+
+/// The metric of what is added: every other route of the same destination comes before it.
+const LAST: u32 = u32::MAX;
+
+/// A policy table whose sources have no way out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Broken {
+    /// Its number.
+    pub table: u32,
+    /// The single sources that rules lead to it, and that have no default route in another table either.
+    pub sources: BTreeSet<IpAddr>,
+    /// The branch links whose packets rules lead to it, if so.
+    pub links: BTreeSet<IfName>,
+}
+
+impl Broken {
+    /// `table 2 has no default route for 10.0.1.100, 10.0.1.101`.
+    pub fn complaint(&self) -> String {
+        let sources = self.sources.iter().map(ToString::to_string);
+        let links = (!self.links.is_empty()).then(|| format!("what comes in by {}", shortened(&self.links)));
+        format!("table {} has no default route for {}", self.table, shortened(sources.chain(links)))
+    }
+}
 
 /// What differs.
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
@@ -27,382 +52,200 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
 
 /// What differs in these families, wanted or not.
 pub fn plan_of(families: &[Family], desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
-    let live = observed.rules()?;
-    let declared = rules::declared(desired);
+    let declared = Declared::of(desired);
+    let topology = Topology::after(desired, &declared, observed);
     let mut plan = Plan::default();
-    for family in sorted::set(families.iter().copied()) {
-        let rules = rules::afterwards(live, &declared).filter(|rule| rule.family == family).collect();
-        let node = Policy { desired, observed, family, rules };
-        let (mut served, mut unserved) = (BTreeSet::new(), Vec::new());
-        for (table, sources) in node.broken_tables()? {
-            match node.way_out(table, &sources)? {
-                Way::Out { gateway, dev, has_host_route, evidence } => {
-                    let reason = format!("{}; {evidence}", node.complaint(table, &sources));
-                    let (host, default) = node.routes(table, gateway, &dev);
-                    let missing = (!has_host_route).then_some(host);
-                    let step = |route| Step { change: Change::AddRoute(route), reason: reason.clone() };
-                    plan.steps.extend(missing.into_iter().chain([default]).map(step));
-                    let sent_here = node.sends_everywhere().filter(|(_, sent)| *sent == table);
-                    served.extend(sent_here.map(|(source, _)| source));
-                }
-                Way::Blocked(_) => unserved.push((table, sources)),
-                Way::OfVrf => {}
-            }
-        }
-        // A source that gets a way out by another of its tables is broken no longer.
-        for (table, mut sources) in unserved {
-            sources.retain(|source| !served.contains(source));
-            if !sources.is_empty()
-                && let Way::Blocked(because) = node.way_out(table, &sources)?
-            {
-                let want = format!("a default route ({family}): {}", node.complaint(table, &sources));
-                plan.blocked.push(Blocked::new(want, because));
-            }
-        }
+    for family in families.iter().copied().collect::<BTreeSet<_>>() {
+        Policy::new(desired, topology, family)?.plan(&mut plan)?;
     }
     Ok(plan)
 }
 
-/// The tables that are to be mended, each with its sources that have no way out.
-pub fn broken(desired: &Desired, observed: &Observed) -> Result<Vec<(Family, u32, BTreeSet<IpAddr>)>, Gap> {
-    let live = observed.rules()?;
-    let declared = rules::declared(desired);
+/// The tables that are to be repaired, with those of their sources that have no way out.
+pub fn broken(desired: &Desired, observed: &Observed) -> Result<Vec<(Family, Broken)>, Gap> {
+    let declared = Declared::of(desired);
+    let topology = Topology::after(desired, &declared, observed);
     let mut broken = Vec::new();
     for family in [Family::V4, Family::V6] {
-        let rules = rules::afterwards(live, &declared).filter(|rule| rule.family == family).collect();
-        let tables = Policy { desired, observed, family, rules }.broken_tables()?;
-        broken.extend(tables.into_iter().map(|(table, sources)| (family, table, sources)));
+        let tables = Policy::new(desired, topology, family)?.broken()?;
+        broken.extend(tables.into_values().map(|table| (family, table)));
     }
     Ok(broken)
 }
 
-/// The rules of one family, and what else there is to see.
+/// The policy tables of one family.
 struct Policy<'a> {
     desired: &'a Desired,
-    observed: &'a Observed,
+    topology: Topology<'a>,
     family: Family,
     rules: Vec<&'a Rule>,
+    /// Those that may be looked after, with their routes.
+    tables: BTreeMap<u32, Cow<'a, [SeenRoute]>>,
 }
 
-/// What the evidence says about a broken table.
-enum Way {
-    /// The gateway is certain.
-    Out { gateway: IpAddr, dev: Dev, has_host_route: bool, evidence: String },
-    /// It is not; why, and what an operator would do.
-    Blocked(String),
-    /// The table belongs to a VRF, which is none of our business.
-    OfVrf,
-}
+impl<'a> Policy<'a> {
+    fn new(desired: &'a Desired, topology: Topology<'a>, family: Family) -> Result<Policy<'a>, Gap> {
+        let rules: Vec<&Rule> = topology.rules()?.filter(|rule| rule.family == family).collect();
+        let mut policy = Policy { desired, topology, family, rules, tables: BTreeMap::new() };
+        let named = policy.rules.iter().filter(|rule| is_for_pods_or_uplinks(rule)).map(|rule| rule.table);
+        let ours: BTreeSet<u32> = named.filter(|table| policy.is_looked_after(*table)).collect();
+        policy.tables = policy.read(ours)?;
+        Ok(policy)
+    }
 
-impl Policy<'_> {
+    fn is_looked_after(&self, table: u32) -> bool {
+        let excluded = &self.desired.default_routes.exclude_tables;
+        !is_kernels(table) && !excluded.iter().any(|range| range.contains(table))
+    }
+
+    /// The routes of these tables, asked for at once, so that they are looked at in one go.
+    fn read(&self, tables: BTreeSet<u32>) -> Result<BTreeMap<u32, Cow<'a, [SeenRoute]>>, Gap> {
+        self.topology.ask_for_tables(tables.iter().map(|table| (self.family, *table)))?;
+        tables.into_iter().map(|table| Ok((table, self.topology.table(self.family, table)?))).collect()
+    }
+
+    fn plan(&self, plan: &mut Plan) -> Result<(), Gap> {
+        let broken = self.broken()?;
+        let (mut served, mut unserved) = (BTreeSet::new(), Vec::new());
+        for table in broken.into_values() {
+            match gateway::find(self.topology, self.family, &table)? {
+                Verdict::Known(gateway) => {
+                    let reason = format!("{}; {}", table.complaint(), gateway.evidence);
+                    let step = |route| Step { change: Change::AddRoute(route), reason: reason.clone() };
+                    plan.steps.extend(self.routes(table.table, gateway).map(step));
+                    let sent_here =
+                        self.rules.iter().filter_map(|rule| sends(rule).filter(|_| rule.selector.to.is_none()));
+                    served.extend(sent_here.filter(|(_, sent)| *sent == table.table).map(|(source, _)| source));
+                }
+                Verdict::Blocked(because) => unserved.push((table, because)),
+                Verdict::OfVrf => {}
+            }
+        }
+        // A source that gets a way out by another of its tables is broken no longer.
+        for (mut table, because) in unserved {
+            table.sources.retain(|source| !served.contains(source));
+            if !table.sources.is_empty() || !table.links.is_empty() {
+                let want = format!("add an {} default route: {}", self.family, table.complaint());
+                plan.blocked.push(Blocked::new(want, because));
+            }
+        }
+        self.give_way(plan)
+    }
+
+    /// A default that was added to repair a table goes once another one is there.
+    fn give_way(&self, plan: &mut Plan) -> Result<(), Gap> {
+        for (table, routes) in self.tables.iter().filter(|(_, routes)| has_default_of_others(routes)) {
+            let ours = |route: &&SeenRoute| route.protocol == PROTO_MENDED && route.to.network_length() == 0;
+            for route in routes.iter().filter(ours) {
+                let link = route.oif().map(|index| self.topology.link(index)).transpose()?.flatten();
+                if let Some(route) = route.to_route(link.map(|link| link.dev.clone())) {
+                    let reason = format!("table {table} has a default route of its owner again");
+                    plan.steps.push(Step { change: Change::DeleteRoute(route), reason });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Tables without a default route, with those of their sources that have none elsewhere either.
-    fn broken_tables(&self) -> Result<BTreeMap<u32, BTreeSet<IpAddr>>, Gap> {
-        let senders = || self.rules.iter().filter_map(|rule| sends(rule));
-        let tables = senders().map(|(_, table)| table).filter(|table| self.is_ours_to_mend(*table));
-        let lacking = self.without_default(sorted::set(tables))?;
-        // Only now, so that a healthy node pays nothing for its pods' addresses.
-        let mut users: BTreeMap<u32, BTreeSet<IpAddr>> = BTreeMap::new();
-        for (source, table) in senders().filter(|(_, table)| lacking.contains(table)) {
-            users.entry(table).or_default().insert(source);
+    fn broken(&self) -> Result<BTreeMap<u32, Broken>, Gap> {
+        let lacking: BTreeSet<u32> =
+            self.tables.iter().filter(|(_, routes)| !has_default(routes.iter())).map(|(table, _)| *table).collect();
+        let mut broken: BTreeMap<u32, Broken> = BTreeMap::new();
+        if lacking.is_empty() {
+            return Ok(broken); // so that a healthy node pays nothing for its pods' addresses
         }
-        if users.is_empty() {
-            return Ok(users);
-        }
-        let suspects = sorted::set(users.values().flatten().copied());
-        let named: Vec<_> = self.sends_everywhere().filter(|(source, _)| suspects.contains(source)).collect();
-        let lacking = self.without_default(sorted::set(named.iter().map(|(_, table)| *table)))?;
-        let served = named.iter().filter(|(_, table)| !lacking.contains(table));
-        let served = sorted::set(served.map(|(source, _)| *source));
-        users.values_mut().for_each(|sources| sources.retain(|source| !served.contains(source)));
-        users.retain(|_, sources| !sources.is_empty());
-        Ok(users)
-    }
-
-    /// Sources and the tables that their packets to anywhere are sent to.
-    fn sends_everywhere(&self) -> impl Iterator<Item = (IpAddr, u32)> {
-        self.rules.iter().filter(|rule| rule.selector.to.is_none()).filter_map(|rule| sends(rule))
-    }
-
-    fn is_ours_to_mend(&self, table: u32) -> bool {
-        !matches!(table, 0 | TABLE_DEFAULT | TABLE_MAIN | TABLE_LOCAL)
-            && !self.desired.default_routes.exclude_tables.iter().any(|range| range.contains(table))
-    }
-
-    /// Those of the tables that have no default route.
-    fn without_default(&self, tables: BTreeSet<u32>) -> Result<BTreeSet<u32>, Gap> {
-        // Asked for all at once, so that they are looked at in one go.
-        self.observed.routes(tables.iter().map(|table| RouteSet::Table(self.family, *table)))?;
-        let mut lacking = BTreeSet::new();
-        for table in tables {
-            if !has_default(&self.table(table)?) {
-                lacking.insert(table);
-            }
-        }
-        Ok(lacking)
-    }
-
-    /// A table's routes, with what is declared.
-    fn table(&self, table: u32) -> Result<Vec<SeenRoute>, Gap> {
-        routes::afterwards(self.desired, self.observed, RouteSet::Table(self.family, table))
-    }
-
-    fn link(&self, index: u32) -> Result<Option<&Link>, Gap> {
-        Ok(self.observed.links([index])?.first().copied().flatten())
-    }
-
-    /// The kinds of evidence, best first.
-    fn way_out(&self, table: u32, sources: &BTreeSet<IpAddr>) -> Result<Way, Gap> {
-        let live = self.table(table)?;
-        let used = sorted::set(live.iter().flat_map(SeenRoute::hops).filter_map(|hop| hop.oif));
-        if self.observed.links(used.iter().copied())?.iter().flatten().any(|link| link.vrf_slave) {
-            return Ok(Way::OfVrf);
-        }
-        let host_routes = sorted::set(live.iter().filter_map(|route| self.host_route(route)));
-        match host_routes.into_iter().collect::<Vec<_>>().as_slice() {
-            [(gateway, index)] => {
-                let evidence = |dev: &Dev| format!("its one host route names the gateway {gateway} on {}", dev.name);
-                return self.judge(table, *gateway, *index, evidence);
-            }
-            [] => {}
-            several => {
-                let listed: Vec<_> = several.iter().map(|(gateway, _)| gateway.to_string()).collect();
-                let because = format!(
-                    "table {table} has {} host routes, to {}, and any of them could be the gateway; add the default \
-                     route by hand, or exclude the table",
-                    several.len(),
-                    shortened(&listed)
-                );
-                return Ok(Way::Blocked(because));
-            }
-        }
-        if live.is_empty() {
-            return self.by_uplink_rule(table, sources);
-        }
-        match used.iter().copied().collect::<Vec<_>>().as_slice() {
-            [index] => self.by_main_gateway(table, *index, "the one interface that its routes use"),
-            [] => Ok(self.no_evidence(table, "its routes use no interface")),
-            _ => Ok(self.no_evidence(table, "its routes use several interfaces")),
-        }
-    }
-
-    /// The gateway and the interface of a link-scope host route. IPv6 routes have no scope: there it is a host
-    /// route without a gateway.
-    fn host_route(&self, route: &SeenRoute) -> Option<(IpAddr, u32)> {
-        let on_link = self.family == Family::V6 || route.scope == Some(Scope::Link);
-        match route.target {
-            Target::Hop(Hop { via: None, oif: Some(index) }) if on_link && route.to.is_host_address() => {
-                Some((route.to.first_address(), index))
-            }
-            _ => None,
-        }
-    }
-
-    /// For an empty table: the interface that carries the source of a rule with the uplinks' priority.
-    fn by_uplink_rule(&self, table: u32, sources: &BTreeSet<IpAddr>) -> Result<Way, Gap> {
-        let of_uplink = |rule: &&&Rule| rule.priority == UPLINK_RULE_PRIORITY && rule.table == table;
-        let sources_of_uplink = self.rules.iter().filter(of_uplink).filter_map(|rule| sends(rule));
-        let named = sorted::set(sources_of_uplink.map(|(source, _)| source));
-        let carrying = self.observed.addresses()?.iter().filter(|address| named.contains(&address.local));
-        let carriers = sorted::set(carrying.map(|address| address.index));
-        match carriers.into_iter().collect::<Vec<_>>().as_slice() {
-            [index] => {
-                let how = format!("the interface with the source of its rule {UPLINK_RULE_PRIORITY}");
-                self.by_main_gateway(table, *index, &how)
-            }
-            [] => {
-                let sources: Vec<_> = named.union(sources).map(IpAddr::to_string).collect();
-                let what = format!(
-                    "it is empty, and no interface carries the source of a rule {UPLINK_RULE_PRIORITY} to it \
-                     (sources: {})",
-                    shortened(&sources)
-                );
-                Ok(self.no_evidence(table, &what))
-            }
-            _ => {
-                let what = format!("it is empty, and its rules {UPLINK_RULE_PRIORITY} belong to several interfaces");
-                Ok(self.no_evidence(table, &what))
-            }
-        }
-    }
-
-    /// The gateway of the main table's default route, if it lies in a subnet of the interface.
-    fn by_main_gateway(&self, table: u32, index: u32, how: &str) -> Result<Way, Gap> {
-        let Some(link) = self.link(index)? else {
-            return Ok(self.no_evidence(table, &format!("interface number {index} is gone")));
-        };
-        if link.vrf_slave {
-            return Ok(Way::OfVrf);
-        }
-        let name = &link.dev.name;
-        if !link.up {
-            // Its routes went when it went down: without them nothing else is to be told.
-            return Ok(Way::Blocked(format!("{name} is {how}, but {}", is_down("it", &link.dev))));
-        }
-        let main = self.table(TABLE_MAIN)?;
-        let defaults = main.iter().filter(|route| route.to.network_length() == 0 && route.is_unlimited());
-        let gateways = sorted::set(defaults.flat_map(SeenRoute::hops).filter_map(|hop| hop.via));
-        let subnets = self.subnets(index)?;
-        let inside: Vec<_> = gateways.iter().filter(|gateway| is_inside(**gateway, &subnets)).collect();
-        match inside.as_slice() {
-            [gateway] => self.judge(table, **gateway, index, |_| {
-                format!("the main table's gateway {gateway} lies in the subnet of {name}, {how}")
-            }),
-            [] => {
-                let gateways: Vec<_> = gateways.iter().map(IpAddr::to_string).collect();
-                let what = format!(
-                    "{name} is {how}, and no gateway of the main table's default routes ({}) lies in its subnets ({})",
-                    shortened(&gateways),
-                    listed(&subnets)
-                );
-                Ok(self.no_evidence(table, &what))
-            }
-            several => {
-                let several: Vec<_> = several.iter().map(ToString::to_string).collect();
-                let what =
-                    format!("the main table has several gateways in the subnet of {name}: {}", shortened(&several));
-                Ok(self.no_evidence(table, &what))
-            }
-        }
-    }
-
-    /// Whether the gateway can be used over the interface.
-    fn judge(&self, table: u32, gateway: IpAddr, index: u32, evidence: impl Fn(&Dev) -> String) -> Result<Way, Gap> {
-        let Some(link) = self.link(index)? else {
-            return Ok(Way::Blocked(format!("interface number {index} is gone; look again")));
-        };
-        let dev = link.dev.clone();
-        let subnets = self.subnets(index)?;
-        let host = IpCidr::new_host(gateway);
-        let to_gateway: Vec<_> = self.table(table)?.into_iter().filter(|route| route.to == host).collect();
-        let leads = |route: &SeenRoute| route.target == Target::Hop(Hop { via: None, oif: Some(index) });
-        let trouble = if !link.up {
-            Some(is_down(&dev.name.to_string(), &dev))
-        } else if subnets.is_empty() {
-            let cure = "give it its address back; does a network manager or the CNI own it?";
-            Some(format!("{} has no {} address; {cure}", dev.name, self.family))
-        } else if self.observed.addresses()?.iter().any(|address| address.local == gateway) {
-            Some(format!("{gateway} is an address of this node itself; delete it where it does not belong"))
-        } else if self.is_pod(gateway)? {
-            Some(format!("{gateway} is a pod's address, no gateway; add the default route by hand"))
-        } else if !is_inside(gateway, &subnets) {
-            let cure = "correct the address of the interface, or add the default route by hand";
-            Some(format!("{gateway} lies outside the subnets of {} ({}); {cure}", dev.name, listed(&subnets)))
-        } else if to_gateway.iter().any(|route| !leads(route)) {
-            let cure = format!("delete it: ip route del {gateway} table {table}");
-            Some(format!("table {table} leads to {gateway} by another way; {cure}"))
-        } else {
-            None
-        };
-        let evidence = evidence(&dev);
-        let has_host_route = !to_gateway.is_empty();
-        Ok(match trouble {
-            Some(trouble) => Way::Blocked(format!("{evidence}, but {trouble}")),
-            None => Way::Out { gateway, dev, has_host_route, evidence },
-        })
-    }
-
-    /// An address that rules lead to or from, or that the main table has behind an interface which is in no
-    /// subnet with it. (A network manager's host route to the gateway of another uplink is none such.)
-    fn is_pod(&self, address: IpAddr) -> Result<bool, Gap> {
-        let host = IpCidr::new_host(address);
-        if self.rules.iter().any(|rule| [rule.selector.from, rule.selector.to].contains(&Some(host))) {
-            return Ok(true);
-        }
-        for route in self.table(TABLE_MAIN)?.iter().filter(|route| route.to == host && route.via().is_none()) {
-            if let Some(index) = route.oif()
-                && !is_inside(address, &self.subnets(index)?)
+        let served = self.served(&lacking)?;
+        for rule in self.rules.iter().filter(|rule| lacking.contains(&rule.table) && is_for_pods_or_uplinks(rule)) {
+            let of_table = || Broken { table: rule.table, ..Broken::default() };
+            if let Some((source, table)) = sends(rule)
+                && !served.has(source, rule.selector.to.as_ref())
             {
-                return Ok(true);
+                broken.entry(table).or_insert_with(of_table).sources.insert(source);
+            }
+            if let Some((link, table)) = sends_by_link(rule)
+                && self.is_there(link)?
+                && !served.links.contains(link)
+            {
+                broken.entry(table).or_insert_with(of_table).links.insert(link.clone());
             }
         }
-        Ok(false)
+        Ok(broken)
     }
 
-    /// The subnets that an interface's addresses are in.
-    fn subnets(&self, index: u32) -> Result<Vec<IpCidr>, Gap> {
-        let of_link = self.observed.addresses()?.iter().filter(|address| address.index == index);
-        Ok(of_link.map(|address| address.subnet).filter(|subnet| family_of(subnet) == self.family).collect())
-    }
-
-    fn routes(&self, table: u32, gateway: IpAddr, dev: &Dev) -> (Route, Route) {
-        let on_link = if self.family == Family::V4 { Scope::Link } else { Scope::Global };
-        let host = Route {
-            table,
-            to: IpCidr::new_host(gateway),
-            via: None,
-            dev: Some(dev.clone()),
-            scope: on_link,
-            metric: None,
-            onlink: false,
-            protocol: PROTO_MENDED,
+    /// The rules of those that a lacking table has sources of which lead to a table with a default route.
+    fn served(&self, lacking: &BTreeSet<u32>) -> Result<Served<'a>, Gap> {
+        let suspects = self.rules.iter().filter(|rule| lacking.contains(&rule.table));
+        let sources: BTreeSet<IpAddr> = suspects.clone().filter_map(|rule| Some(sends(rule)?.0)).collect();
+        let links: BTreeSet<&IfName> = suspects.filter_map(|rule| Some(sends_by_link(rule)?.0)).collect();
+        let concerns = |rule: &&&Rule| {
+            sends(rule).is_some_and(|(source, _)| sources.contains(&source))
+                || sends_by_link(rule).is_some_and(|(link, _)| links.contains(link))
         };
-        let to = self.family.everything();
-        let default = Route { to, via: Some(gateway), scope: Scope::Global, ..host.clone() };
-        (host, default)
-    }
-
-    fn complaint(&self, table: u32, sources: &BTreeSet<IpAddr>) -> String {
-        let sources: Vec<_> = sources.iter().map(IpAddr::to_string).collect();
-        format!("table {table} has no default route for {}", shortened(&sources))
-    }
-
-    fn no_evidence(&self, table: u32, what: &str) -> Way {
-        Way::Blocked(format!(
-            "nothing tells the gateway of table {table}: {what}; add the routes by hand, restart the CNI's pod on \
-             this node, or exclude the table"
-        ))
-    }
-}
-
-/// The source and the table of a rule that selects by nothing but one source; or, in the VPC CNI's old form, also
-/// by the VPC's prefix as destination, which the source itself lies in.
-fn sends(rule: &Rule) -> Option<(IpAddr, u32)> {
-    let selector = &rule.selector;
-    let source = selector.from.filter(IpCidr::is_host_address)?.first_address();
-    let plain = selector.fwmark.is_none() && selector.iif.is_none() && selector.oif.is_none();
-    let old_form = selector.to.is_none_or(|to| to.contains(&source) && !to.is_host_address());
-    (plain && old_form).then_some((source, rule.table))
-}
-
-/// Whether there is any route of the default class for all packets: of any kind and metric, or the two halves of
-/// everything.
-fn has_default(routes: &[SeenRoute]) -> bool {
-    let unlimited = || routes.iter().filter(|route| route.is_unlimited());
-    let halves = unlimited().filter(|route| route.to.network_length() == 1);
-    let halves = sorted::set(halves.map(|route| route.to.first_address()));
-    halves.len() == 2 || unlimited().any(|route| route.to.network_length() == 0)
-}
-
-/// Whether a gateway lies in the subnets. A link-local one lies on any link that has an address at all.
-fn is_inside(gateway: IpAddr, subnets: &[IpCidr]) -> bool {
-    let link_local = matches!(gateway, IpAddr::V6(gateway) if gateway.is_unicast_link_local());
-    subnets.iter().any(|subnet| link_local || subnet.contains(&gateway))
-}
-
-/// What is wrong with an interface that is down, and the cure.
-fn is_down(who: &str, dev: &Dev) -> String {
-    format!("{who} is down; set it up: ip link set {} up", dev.name)
-}
-
-fn listed(subnets: &[IpCidr]) -> String {
-    shortened(&subnets.iter().map(ToString::to_string).collect::<Vec<_>>())
-}
-
-/// The first three and how many more.
-fn shortened(items: &[String]) -> String {
-    match items {
-        [] => "none".into(),
-        [first, second, third, rest @ ..] if !rest.is_empty() => {
-            format!("{first}, {second}, {third} and {} more", rest.len())
+        let others: Vec<&'a Rule> = self.rules.iter().filter(concerns).copied().collect();
+        let tables = self.read(others.iter().map(|rule| rule.table).collect())?;
+        let has_way = |rule: &&&Rule| tables.get(&rule.table).is_some_and(|routes| has_default(routes.iter()));
+        let mut served = Served::default();
+        for rule in others.iter().filter(has_way) {
+            if let Some((source, _)) = sends(rule) {
+                served.sources.entry(source).or_default().push(rule.selector.to);
+            }
+            served.links.extend(sends_by_link(rule).map(|(link, _)| link));
         }
-        few => few.join(", "),
+        Ok(served)
     }
+
+    /// Whether there is a link of this name: the rules of one that has gone are left over.
+    fn is_there(&self, name: &IfName) -> Result<bool, Gap> {
+        Ok(self.topology.observed().links_named([name.clone()])?.first().is_some_and(Option::is_some))
+    }
+
+    /// The routes to add. The gateway has to be reachable before a route over it is accepted.
+    fn routes(&self, table: u32, gateway: Gateway) -> impl Iterator<Item = Route> {
+        let Gateway { address, dev, has_host_route, .. } = gateway;
+        let on_link = if self.family == Family::V4 { Scope::Link } else { Scope::Global };
+        let host = self.route(table, IpCidr::new_host(address), dev, on_link);
+        let default = Route { to: self.family.everything(), via: Some(address), scope: Scope::Global, ..host.clone() };
+        (!has_host_route).then_some(host).into_iter().chain([default])
+    }
+
+    fn route(&self, table: u32, to: IpCidr, dev: Dev, scope: Scope) -> Route {
+        let (via, dev, metric) = (None, Some(dev), Some(LAST));
+        Route { table, to, via, dev, scope, metric, onlink: false, protocol: PROTO_MENDED }
+    }
+}
+/// Sources and links that some rule leads to a table with a default route.
+#[derive(Default)]
+struct Served<'a> {
+    /// With the destinations that the rules are limited to.
+    sources: BTreeMap<IpAddr, Vec<Option<IpCidr>>>,
+    links: BTreeSet<&'a IfName>,
+}
+
+impl Served<'_> {
+    /// Whether what a source sends to these destinations finds a default route.
+    fn has(&self, source: IpAddr, to: Option<&IpCidr>) -> bool {
+        let holds = |wide: &IpCidr| {
+            to.is_some_and(|to| wide.contains(&to.first_address()) && wide.network_length() <= to.network_length())
+        };
+        self.sources.get(&source).is_some_and(|wides| wides.iter().any(|wide| wide.as_ref().is_none_or(holds)))
+    }
+}
+
+/// Whether a rule leads a single source to its table, perhaps for destinations that hold the source itself (the VPC
+/// CNI's old form), or what comes in by one of the VPC CNI's branch links or the pods behind it.
+fn is_for_pods_or_uplinks(rule: &Rule) -> bool {
+    let old_form = |source: IpAddr| rule.selector.to.is_none_or(|to| to.contains(&source) && !to.is_host_address());
+    let by_source = sends(rule).is_some_and(|(source, _)| old_form(source));
+    let of_branch =
+        |link: &IfName| is_branch_link(link) || link.as_bytes().starts_with(b"vlan") && is_pod_link(link, false);
+    by_source || sends_by_link(rule).is_some_and(|(link, _)| of_branch(link))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observed::Want;
+    use crate::observed::{RouteSet, Want};
     use crate::reconcile::testing::{Model, desired};
 
     /// Two uplinks in one subnet, as the VPC CNI has them; pods .100 on eth0, .101 and .102 on eth1.
@@ -486,15 +329,16 @@ mod tests {
 
     #[test]
     fn broken_tables_are_mended_when_the_gateway_is_certain() {
-        let host = added("10.0.0.1 dev eth1 table 2 proto 170 scope link");
-        let default = added("default via 10.0.0.1 dev eth1 table 2 proto 170 scope global");
+        let host = added("10.0.0.1 dev eth1 table 2 proto 170 scope link metric 4294967295");
+        let default = added("default via 10.0.0.1 dev eth1 table 2 proto 170 scope global metric 4294967295");
         let both = vec![host, default.clone()];
         let six = "
             link 3 eth1 fd00::11/64 fe80::11/64
             rule 1536 from fd00::101 table 2
             rule 32765 from fd00::11 table 2";
-        let six_default = "ip -6 route add default via fe80:ec2::1 dev eth1 table 2 proto 170".to_owned();
-        let six_host = "ip -6 route add fe80:ec2::1 dev eth1 table 2 proto 170".to_owned();
+        let six_default =
+            "ip -6 route add default via fe80:ec2::1 dev eth1 table 2 proto 170 metric 4294967295".to_owned();
+        let six_host = "ip -6 route add fe80:ec2::1 dev eth1 table 2 proto 170 metric 4294967295".to_owned();
         for (case, node, expected) in [
             ("host route only", format!("{WORKER}\n{HOST_ROUTE}"), vec![default.clone()]),
             ("flushed", WORKER.into(), both.clone()),
@@ -521,6 +365,16 @@ mod tests {
                 vec![default.clone()],
             ),
             (
+                "a host route to an own address tells nothing",
+                format!("{WORKER}\nroute 10.0.0.10 dev 3 scope link table 2"),
+                both.clone(),
+            ),
+            (
+                "the rule of the own address has another priority",
+                WORKER.replace("rule 32765 from 10.0.0.11", "rule 32000 from 10.0.0.11"),
+                both.clone(),
+            ),
+            (
                 "a source with another table that has no default either",
                 format!("{WORKER}\n{HOST_ROUTE}\nrule 100 from 10.0.0.101 table 50"),
                 vec![default],
@@ -541,14 +395,17 @@ mod tests {
                 "2 host routes, to 10.0.0.1, 10.0.0.2",
             ),
             ("down", format!("{}\n{HOST_ROUTE}", eth1("down 10.0.0.11/24")), "ip link set eth1 up"),
-            ("no address", format!("{}\n{HOST_ROUTE}", eth1("")), "eth1 has no IPv4 address"),
-            ("only an IPv6 address", format!("{}\n{HOST_ROUTE}", eth1("fd00::1/64")), "eth1 has no IPv4 address"),
+            ("no address", format!("{}\n{HOST_ROUTE}", eth1("")), "eth1 has no global IPv4 address"),
+            (
+                "only an IPv6 address",
+                format!("{}\n{HOST_ROUTE}", eth1("fd00::1/64")),
+                "eth1 has no global IPv4 address",
+            ),
             (
                 "outside the subnet",
                 with("route 10.7.0.1 dev 3 scope link table 2"),
                 "10.7.0.1 lies outside the subnets of eth1 (10.0.0.0/24)",
             ),
-            ("local address", with("route 10.0.0.10 dev 3 scope link table 2"), "10.0.0.10 is an address of this node"),
             ("pod of a rule", with("route 10.0.0.102 dev 3 scope link table 2"), "10.0.0.102 is a pod's address"),
             (
                 "pod of the main table",
@@ -556,12 +413,7 @@ mod tests {
                 "10.0.0.103 is a pod's address",
             ),
             ("interface gone", with("route 10.0.0.1 dev 99 scope link table 2"), "is gone"),
-            ("flushed, address lost", eth1(""), "no interface carries the source of a rule 32765"),
-            (
-                "flushed, no rule 32765",
-                WORKER.replace("rule 32765 from 10.0.0.11", "rule 32000 from 10.0.0.11"),
-                "no interface carries",
-            ),
+            ("flushed, address lost", eth1(""), "no interface here has 10.0.0.11, the address of its rule 32765"),
             (
                 "flushed, gateway elsewhere",
                 WORKER.replace("default via 10.0.0.1", "default via 10.9.0.1"),

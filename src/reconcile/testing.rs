@@ -2,7 +2,7 @@
 //! kernel would change them.
 //!
 //! ```text
-//! link 3 eth1 10.0.1.10/24 rp=1          (also: down, vrf; an address: 10.0.1.10/24=171,secondary)
+//! link 3 eth1 10.0.1.10/24 rp=1          (also: down, vrf, kind=dummy; an address: 10.0.1.10/24=171,secondary; a peer: 10.0.0.1>10.9.9.9)
 //! bridge 4 br0 mtu=1400                  (also: ours, stp, down, and all of link)
 //! sysctl net/ipv4/ip_forward = 1
 //! netns fc-1 4711                        (name and inode; also: busy, file)
@@ -19,7 +19,7 @@ use cidr::{IpCidr, IpInet};
 use crate::change::{Change, Plan};
 use crate::desired::Desired;
 use crate::memory::{Ledger, Recall, Uplink};
-use crate::nat::{self, ForwardDrop, Masquerade, SeenNat, SeenTable};
+use crate::nat::{self, FilterTable, Masquerade, SeenNat, SeenTable};
 use crate::net::{
     Dev, Family, IfName, PROMOTE, PROTO_DECLARED, Route, Rule, Scope, Selector, SysctlKey, TABLE_MAIN, family_of,
 };
@@ -48,7 +48,7 @@ pub fn observed(fill: impl FnOnce(&mut Observed)) -> Observed {
 
 pub fn link(index: u32, name: &str) -> Link {
     let name = IfName::new(name.as_bytes()).unwrap();
-    Link { dev: Dev { index, name }, up: true, vrf_slave: false, hardware: Vec::new() }
+    Link { dev: Dev { index, name }, up: true, vrf_slave: false, hardware: Vec::new(), kind: Box::default() }
 }
 
 pub fn rule(from: &str, priority: u32, table: u32) -> Rule {
@@ -91,6 +91,10 @@ fn hop(text: &str) -> Hop {
     Hop { via: Some(via.parse().unwrap()), oif: Some(oif.parse().unwrap()) }
 }
 
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
 fn address(index: u32, inet: IpInet, protocol: Option<u8>, secondary: bool) -> Address {
     Address {
         index,
@@ -98,6 +102,7 @@ fn address(index: u32, inet: IpInet, protocol: Option<u8>, secondary: bool) -> A
         length: inet.network_length(),
         has_peer: false,
         subnet: inet.network(),
+        global: !is_link_local(inet.address()),
         lasting: true,
         secondary,
         duplicate: false,
@@ -114,10 +119,10 @@ pub struct Model {
     pub links: Vec<Link>,
     pub addresses: Vec<Address>,
     pub bridges: Vec<SeenBridge>,
-    /// On whatever link is asked for.
+    /// On each of the links.
     pub links_on: Vec<IfName>,
     pub nat: SeenNat,
-    pub forward_drops: Vec<ForwardDrop>,
+    pub filters: Vec<FilterTable>,
     /// Those on PATH.
     pub programs: Vec<&'static str>,
     pub sysctls: Vec<(SysctlKey, String)>,
@@ -138,6 +143,8 @@ pub struct Model {
     pub sandboxes: Look<Sandboxes>,
     /// Everything that a plan has asked for.
     pub asked: Vec<Want>,
+    /// How often a plan was begun.
+    pub begun: usize,
 }
 
 impl Model {
@@ -150,7 +157,7 @@ impl Model {
             bridges: Vec::new(),
             links_on: Vec::new(),
             nat: SeenNat::Table(None),
-            forward_drops: Vec::new(),
+            filters: Vec::new(),
             programs: vec![nat::PROGRAM],
             sysctls: Vec::new(),
             unreadable: None,
@@ -167,6 +174,7 @@ impl Model {
             veths: Vec::new(),
             sandboxes: Ok(Sandboxes::default()),
             asked: Vec::new(),
+            begun: 0,
         };
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let (kind, rest) = line.split_once(' ').unwrap();
@@ -192,6 +200,8 @@ impl Model {
         let mut link = link(words[0].parse().unwrap(), words[1]);
         link.up = !words.contains(&"down");
         link.vrf_slave = words.contains(&"vrf");
+        let kind = words.iter().find_map(|word| word.strip_prefix("kind="));
+        link.kind = kind.map_or(Box::default(), |kind| kind.as_bytes().into());
         let index = link.dev.index;
         let addresses = words.iter().filter(|word| word.contains('/')).map(|word| {
             let (inet, more) = word.split_once('=').unwrap_or((word, ""));
@@ -200,6 +210,10 @@ impl Model {
             address(index, inet.parse().unwrap(), protocol, more.any(|word| word == "secondary"))
         });
         self.addresses.extend(addresses);
+        self.addresses.extend(words.iter().filter_map(|word| word.split_once('>')).map(|(local, peer)| {
+            let own = address(index, local.parse().unwrap(), None, false);
+            Address { has_peer: true, subnet: peer.parse().unwrap(), ..own }
+        }));
         let rp = words.iter().find_map(|word| word.strip_prefix("rp=")).map_or(2, |rp| rp.parse().unwrap());
         self.rp_filters.links.push((index, rp));
         self.links.push(link);
@@ -243,7 +257,10 @@ impl Model {
             selector: Selector {
                 from,
                 to,
-                fwmark: value("fwmark").map(|mark| (mark.parse().unwrap(), u32::MAX)),
+                fwmark: value("fwmark").map(|mark| match mark.split_once('/') {
+                    Some((mark, mask)) => (mark.parse().unwrap(), mask.parse().unwrap()),
+                    None => (mark.parse().unwrap(), u32::MAX),
+                }),
                 iif: value("iif").and_then(|name| IfName::new(name.as_bytes())),
                 oif: None,
             },
@@ -256,6 +273,7 @@ impl Model {
     pub fn plan(&mut self, plan: fn(&Desired, &Observed) -> Result<Plan, Gap>, desired: &Desired) -> Plan {
         let mut seen = Observed::default();
         loop {
+            self.begun += 1;
             match plan(desired, &seen) {
                 Ok(plan) => return plan,
                 Err(Gap::Unseen(wants)) => wants.into_iter().for_each(|want| self.answer(want, &mut seen)),
@@ -264,18 +282,22 @@ impl Model {
         }
     }
 
-    fn answer(&mut self, want: Want, seen: &mut Observed) {
+    /// Looks.
+    pub fn answer(&mut self, want: Want, seen: &mut Observed) {
         self.asked.push(want.clone());
         let find = |by: &dyn Fn(&Link) -> bool| Ok(self.links.iter().find(|link| by(link)).cloned());
         match want {
             Want::Rules => seen.rules = Some(Ok(self.rules.clone())),
             Want::RpFilters => seen.rp_filters = Some(Ok(self.rp_filters.clone())),
             Want::Addresses => seen.addresses = Some(Ok(self.addresses.clone())),
-            Want::LinksOn(index) => drop(seen.links_on.insert(index, Ok(self.links_on.clone()))),
+            Want::LinksOn => {
+                let on_each = self.links.iter().map(|link| (link.dev.index, self.links_on.clone()));
+                seen.links_on = Some(Ok(on_each.collect()));
+            }
             Want::Bridges => seen.bridges = Some(Ok(self.bridges.clone())),
             Want::Ledger => seen.ledger = Some(Ok(self.ledger.clone())),
             Want::Nat => seen.nat = Some(Ok(self.nat.clone())),
-            Want::ForwardDrops => seen.forward_drops = Some(Ok(self.forward_drops.clone())),
+            Want::Filters => seen.filters = Some(Ok(self.filters.clone())),
             Want::Program(name) => drop(seen.programs.insert(name, Ok(self.programs.contains(&name)))),
             Want::Sysctl(key) => {
                 let value = self.sysctls.iter().find(|(it, _)| *it == key).map(|(_, value)| value.clone());
@@ -321,6 +343,10 @@ impl Model {
                 let inside = |route: &&SeenRoute| match set {
                     RouteSet::Table(family, table) => family_of(&route.to) == family && route.table == table,
                     RouteSet::Protocol(family, proto) => family_of(&route.to) == family && route.protocol == proto,
+                    RouteSet::Defaults(family) => {
+                        let in_main = family_of(&route.to) == family && route.table == TABLE_MAIN;
+                        in_main && route.is_of_default_class()
+                    }
                 };
                 let routes = self.routes.iter().filter(inside).cloned().collect();
                 seen.routes.insert(set, Ok(routes));
@@ -394,7 +420,8 @@ impl Model {
             Change::AddBridge(bridge) => {
                 let name = bridge.name.clone();
                 let dev = Dev { index: 100 + self.links.len() as u32, name };
-                self.links.push(Link { dev: dev.clone(), up: true, vrf_slave: false, hardware: Vec::new() });
+                self.links.push(Link { kind: Box::from(&b"bridge"[..]), ..link(dev.index, "br") });
+                self.links.last_mut().unwrap().dev = dev.clone();
                 let (mtu, stp) = (bridge.mtu.unwrap_or(1500), bridge.stp.unwrap_or(false));
                 self.bridges.push(SeenBridge { dev, up: bridge.up, mtu, stp, ours: true });
             }

@@ -72,6 +72,7 @@ pub fn tidy(directory: &Path, name: &str) {
 ///
 /// The directory cannot be written.
 pub fn replace(directory: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    super::survive_file_limit()?;
     // One run at a time writes here, under the lock: with a fixed name the next run knows what to remove.
     let new = directory.join(temporary(name));
     // What an interrupted run has left goes; and what another owner of the directory has put there is not written to.

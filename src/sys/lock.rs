@@ -1,5 +1,6 @@
 //! One run at a time: flock(2) on a file in the state directory. The kernel lets go of it when its holder ends,
-//! however that ends.
+//! however that ends, and the programs that it has started: what they do is still part of its run. (An nft that goes on
+//! after its run was killed would else make a table that the next run has just found to be none.)
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -8,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -25,10 +27,10 @@ pub struct Lock {
 
 /// Another run holds the lock.
 #[derive(Debug, thiserror::Error)]
-#[error("another run holds the lock {file}{}", .holder.as_ref().map_or(String::new(), |holder| format!(": {holder}")))]
+#[error("another run holds the lock {file}: {holder}")]
 pub struct Held {
     file: String,
-    holder: Option<String>,
+    holder: String,
 }
 
 impl Lock {
@@ -55,11 +57,19 @@ impl Lock {
         let mut tries = 0..TRIES;
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Lock { _file: file }),
+                Ok(()) => {
+                    fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty())).context("cannot hand the lock on")?;
+                    return Ok(Lock { _file: file });
+                }
                 Err(Errno::WOULDBLOCK) => match holder(&file) {
                     // It has just ended, and something that it was about to start lets go in a moment.
                     None if tries.next().is_some() => {}
-                    holder => return Err(Held { file: path.display().to_string(), holder }.into()),
+                    holder => {
+                        let file = path.display().to_string();
+                        let orphan =
+                            || format!("it was killed, and a program that it started still runs; see: fuser -v {file}");
+                        return Err(Held { holder: holder.unwrap_or_else(orphan), file }.into());
+                    }
                 },
                 Err(Errno::INTR) if tries.next().is_some() => {}
                 Err(errno) => return Err(errno).with_context(|| format!("cannot lock {}", path.display())),

@@ -16,7 +16,7 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::netlink::{Attributes, NetlinkError, attributes, undecodable};
-use crate::net::{ALIAS, Bridge, Dev, Family, IfName, PROTO_DECLARED, Route, Rule, Scope, Selector};
+use crate::net::{ALIAS, Bridge, Dev, Family, IfName, PROTO_DECLARED, Route, Rule, Scope, Selector, TABLE_MAIN};
 use crate::observed::{Address, Hop, Link, RouteSet, SeenBridge, SeenRoute, SeenRule, Target};
 
 pub const RTM_NEWLINK: u16 = 16;
@@ -216,19 +216,20 @@ pub fn seen_veth(payload: &[u8]) -> Result<Option<(Dev, Option<u32>)>, NetlinkEr
     is_veth.then(|| Ok((seen_link(payload)?.dev, peer))).transpose()
 }
 
-/// The name of a link that is built on the one with this index (a VLAN, a macvlan); `None` for any other.
-pub fn name_on(payload: &[u8], index: u32) -> Result<Option<IfName>, NetlinkError> {
+/// The name of a link that is built on another (a VLAN, a macvlan), and the other's index; `None` for any other link.
+pub fn on_another(payload: &[u8]) -> Result<Option<(u32, IfName)>, NetlinkError> {
     const IFLA_LINK: u16 = 5;
     const IFLA_LINK_NETNSID: u16 = 37;
-    let (mut on, mut elsewhere) = (None, false);
+    let (mut below, mut elsewhere) = (None, false);
     for attribute in attributes(payload, 16)? {
         match attribute? {
-            (IFLA_LINK, value) => on = Some(number(value)?),
+            (IFLA_LINK, value) => below = Some(number(value)?),
             (IFLA_LINK_NETNSID, _) => elsewhere = true,
             _ => {}
         }
     }
-    if on != Some(index) || elsewhere { Ok(None) } else { seen_link(payload).map(|link| Some(link.dev.name)) }
+    let below = below.filter(|below| *below != 0 && !elsewhere);
+    below.map(|below| Ok((below, seen_link(payload)?.dev.name))).transpose()
 }
 
 /// The request that adds or deletes this address of the interface with this index.
@@ -264,6 +265,10 @@ pub fn routes(set: &RouteSet) -> RouteMessage {
         RouteSet::Protocol(family, protocol) => {
             message.header.address_family = address_family(family).into();
             message.header.protocol = RouteProtocol::from(protocol);
+        }
+        RouteSet::Defaults(family) => {
+            message.header.address_family = address_family(family).into();
+            message.attributes.push(RouteAttribute::Table(TABLE_MAIN));
         }
     }
     message
@@ -301,6 +306,10 @@ pub fn route(route: &Route) -> RouteMessage {
 
 /// Reads a route; `None` for one that is outside the set or only cached.
 pub fn seen_route(payload: &[u8], set: &RouteSet) -> Result<Option<SeenRoute>, NetlinkError> {
+    // Most of the main table are routes to pods, and none of them is worth reading for its defaults.
+    if matches!(set, RouteSet::Defaults(_)) && payload.get(1).is_some_and(|length| *length > 1) {
+        return Ok(None);
+    }
     let message = RouteMessage::parse(payload).map_err(undecodable)?;
     let header = &message.header;
     let family = match u8::from(header.address_family) {
@@ -337,6 +346,9 @@ pub fn seen_route(payload: &[u8], set: &RouteSet) -> Result<Option<SeenRoute>, N
     let inside = match *set {
         RouteSet::Table(wanted, number) => wanted == family && number == table,
         RouteSet::Protocol(wanted, number) => wanted == family && number == protocol,
+        RouteSet::Defaults(wanted) => {
+            wanted == family && table == TABLE_MAIN && header.tos == 0 && header.source_prefix_length == 0
+        }
     };
     if !inside || header.flags.contains(RouteFlags::Cloned) {
         return Ok(None);
@@ -462,15 +474,20 @@ pub fn seen_rule(payload: &[u8]) -> Result<Option<SeenRule>, NetlinkError> {
 pub fn seen_link(payload: &[u8]) -> Result<Link, NetlinkError> {
     const IFLA_ADDRESS: u16 = 1;
     const IFLA_INFO_SLAVE_KIND: u16 = 4;
-    let (mut dev_name, mut vrf_slave, mut hardware) = (None, false, Vec::new());
+    let (mut dev_name, mut vrf_slave, mut hardware, mut made_of) = (None, false, Vec::new(), Box::default());
     for attribute in attributes(payload, 16)? {
         let (kind, value) = attribute?;
         match kind {
             IFLA_ADDRESS => hardware = value.to_vec(),
             IFLA_IFNAME => dev_name = Some(name(value)?),
             IFLA_LINKINFO => {
-                let mut info = Attributes::nested(value).flatten();
-                vrf_slave = info.any(|(kind, value)| kind == IFLA_INFO_SLAVE_KIND && value.starts_with(b"vrf"));
+                for (kind, value) in Attributes::nested(value).flatten() {
+                    match kind {
+                        IFLA_INFO_KIND => made_of = value.strip_suffix(b"\0").unwrap_or(value).into(),
+                        IFLA_INFO_SLAVE_KIND => vrf_slave = value.starts_with(b"vrf"),
+                        _ => {}
+                    }
+                }
             }
             _ => {}
         }
@@ -478,7 +495,7 @@ pub fn seen_link(payload: &[u8]) -> Result<Link, NetlinkError> {
     let index = number(payload.get(4..8).unwrap_or_default())?;
     let flags = number(payload.get(8..12).unwrap_or_default())?;
     let name = dev_name.ok_or_else(|| undecodable(format_args!("link {index} has no name")))?;
-    Ok(Link { dev: Dev { index, name }, up: flags & IFF_UP != 0, vrf_slave, hardware })
+    Ok(Link { dev: Dev { index, name }, up: flags & IFF_UP != 0, vrf_slave, hardware, kind: made_of })
 }
 
 /// Reads an address; `None` for one of a family that is not IP (struct ifaddrmsg, IFA_*).
@@ -516,13 +533,15 @@ pub fn seen_address(payload: &[u8]) -> Result<Option<Address>, NetlinkError> {
     let subnet = IpInet::new(on_link, length).map_err(undecodable)?.network();
     let passing = if family == AF_INET6 { IFA_F_TEMPORARY | IFA_F_TENTATIVE } else { 0 };
     let link_local = matches!(local, IpAddr::V4(address) if address.is_link_local());
-    let lasting = scope == RT_SCOPE_UNIVERSE && flags & passing == 0 && !link_local;
+    let global = scope == RT_SCOPE_UNIVERSE && !link_local;
+    let lasting = global && flags & passing == 0;
     Ok(Some(Address {
         index: u32::from_ne_bytes(index),
         local,
         length,
         has_peer: on_link != local,
         subnet,
+        global,
         lasting,
         secondary: family == AF_INET && flags & IFA_F_TEMPORARY != 0,
         duplicate: family == AF_INET6 && flags & IFA_F_DADFAILED != 0,
@@ -605,6 +624,26 @@ mod tests {
             table: 100_000,
             protocol: 171,
         }
+    }
+
+    #[test]
+    fn fuzz() {
+        crate::fuzz::run("messages", |bytes| {
+            let sets = [
+                RouteSet::Table(Family::V4, 254),
+                RouteSet::Table(Family::V6, 1000),
+                RouteSet::Protocol(Family::V4, 170),
+            ];
+            let routes = sets.iter().filter(|set| matches!(seen_route(bytes, set), Ok(Some(_)))).count();
+            let links = seen_link(bytes).is_ok() && seen_bridge(bytes).is_ok() && on_another(bytes).is_ok();
+            let others = [
+                seen_rule(bytes).is_ok(),
+                seen_address(bytes).is_ok(),
+                seen_netconf(bytes).is_ok(),
+                seen_veth(bytes).is_ok(),
+            ];
+            routes > 0 || links || others.contains(&true)
+        });
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod stop;
 mod sysctl;
 pub mod systemd;
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -40,6 +41,7 @@ use program::ProgramError;
 pub use root::{ConfFiles, Root};
 use rustix::fs::RawDir;
 use stop::Stop;
+pub use stop::survive_file_limit;
 
 use crate::change::{Change, RestartPod};
 use crate::desired::Pattern;
@@ -160,20 +162,15 @@ impl Node {
                 Want::Addresses => {
                     observed.addresses = Some(failed("the addresses of all interfaces", self.addresses()));
                 }
-                Want::LinksOn(index) => {
-                    let links = self
-                        .netlink
-                        .dump(RTM_GETLINK, &message::one_link(0, None), |link| message::name_on(link, index));
-                    observed.links_on.insert(index, failed("the links on another", links));
-                }
+                Want::LinksOn => observed.links_on = Some(failed("the links on others", self.links_on())),
                 Want::Bridges => observed.bridges = Some(failed("the bridges", self.bridges())),
                 Want::Nat => {
                     let seen = nftables::nat(&mut self.netfilter);
                     observed.nat = Some(failed("our table of nftables", seen));
                 }
-                Want::ForwardDrops => {
-                    let seen = nftables::forward_drops(&mut self.netfilter);
-                    observed.forward_drops = Some(failed("the chains of nftables that forward", seen));
+                Want::Filters => {
+                    let seen = nftables::filters(&mut self.netfilter);
+                    observed.filters = Some(failed("the tables of nftables that filter", seen));
                 }
                 Want::Program(name) => drop(observed.programs.insert(name, Ok(program::is_on_path(name)))),
                 Want::Sysctl(key) => {
@@ -270,7 +267,7 @@ impl Node {
                 Ok(Applied { made: false, told: None })
             }
             // EACCES is something else: "IPv6 is disabled on nexthop device", for one.
-            Err(error @ NetlinkError::Refused { errno: Errno::EPERM, .. }) => {
+            Err(error @ (NetlinkError::Refused { errno: Errno::EPERM, .. } | NetlinkError::Failed(Errno::EPERM))) => {
                 Err(ApplyError::NotPermitted(error.to_string()))
             }
             Err(error) => Err(ApplyError::Refused(error.to_string())),
@@ -323,6 +320,7 @@ impl Node {
         self.listen().map_err(ApplyError::Refused)?;
         // A file in memory holds more than an argument and, other than a pipe, waits for no reader.
         let input = || -> io::Result<File> {
+            survive_file_limit()?;
             let mut file = File::from(rustix::fs::memfd_create(nat::PROGRAM, rustix::fs::MemfdFlags::CLOEXEC)?);
             file.write_all(commands.as_bytes())?;
             file.rewind()?;
@@ -346,7 +344,7 @@ impl Node {
     }
 
     fn add_address(&mut self, dev: &IfName, address: &IpInet) -> Result<(), NetlinkError> {
-        let link = self.link(0, Some(dev))?.ok_or(Errno::ENODEV)?;
+        let link = self.link(0, Some(dev))?.ok_or_else(NetlinkError::no_device)?;
         let add = NLM_F_CREATE | NLM_F_EXCL;
         let added = self.netlink.change(RTM_NEWADDR, add, &message::address(link.dev.index, address));
         if let Err(NetlinkError::Refused { errno: Errno::EEXIST, .. }) = added {
@@ -371,7 +369,7 @@ impl Node {
         let unread = |error| ApplyError::Refused(format!("cannot look at the sysctl {key}: {error}"));
         let would_go = has_rest && sysctl::read(&key).map_err(unread)?.as_deref() == Some("0");
         Ok(self.link(0, Some(dev)).and_then(|link| {
-            let index = link.ok_or(Errno::ENODEV)?.dev.index;
+            let index = link.ok_or_else(NetlinkError::no_device)?.dev.index;
             let gone = message::address(index, address);
             if !would_go {
                 return self.netlink.change(RTM_DELADDR, 0, &gone);
@@ -391,12 +389,22 @@ impl Node {
             .netlink
             .change_together([(RTM_NEWLINK, add, &message::bridge(bridge)), (RTM_SETLINK, 0, &mark(ALIAS))]);
         match (made, marked) {
-            // Somebody else made one of this name since the look. The mark is not for it.
-            (Err(error), Ok(())) => self.netlink.change(RTM_SETLINK, 0, &mark("")).and(Err(error)),
+            // Somebody else made one of this name since the look: only the kernel's own word says so. The mark is not for it.
+            (Err(error @ NetlinkError::Refused { errno: Errno::EEXIST, .. }), Ok(())) => {
+                self.netlink.change(RTM_SETLINK, 0, &mark("")).and(Err(error))
+            }
             // Better none than one that nobody would ever know for ours.
             (Ok(()), Err(error)) => self.netlink.change(RTM_DELLINK, 0, &message::bridge(bridge)).and(Err(error)),
             (made, marked) => made.and(marked),
         }
+    }
+
+    fn links_on(&mut self) -> Result<BTreeMap<u32, Vec<IfName>>, NetlinkError> {
+        let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (below, name) in self.netlink.dump(RTM_GETLINK, &message::one_link(0, None), message::on_another)? {
+            found.entry(below).or_default().push(name);
+        }
+        Ok(found)
     }
 
     fn bridges(&mut self) -> Result<Vec<SeenBridge>, NetlinkError> {
@@ -448,9 +456,7 @@ impl Node {
     fn name(&mut self, index: u32) -> Result<Option<IfName>, NetlinkError> {
         match self.netlink.name_of(index) {
             // The cheap way knows only UTF-8.
-            Err(NetlinkError::Refused { errno: Errno::EILSEQ, .. }) => {
-                Ok(self.link(index, None)?.map(|link| link.dev.name))
-            }
+            Err(NetlinkError::Failed(Errno::EILSEQ)) => Ok(self.link(index, None)?.map(|link| link.dev.name)),
             other => other,
         }
     }
@@ -546,7 +552,7 @@ impl Node {
             return Err(ApplyError::Refused(format!("the namespace {name} is there; its links are left alone")));
         }
         match self.veth(veth.dev.index, None) {
-            Ok(None) => Ok(Err(Errno::ENODEV.into())),
+            Ok(None) => Ok(Err(NetlinkError::no_device())),
             Ok(Some(now)) if now == (veth.dev.clone(), Some(veth.peer)) => {
                 Ok(self.netlink.change(RTM_DELLINK, 0, &message::one_link(veth.dev.index, None)))
             }
@@ -724,6 +730,7 @@ fn describe(set: &RouteSet) -> String {
     match set {
         RouteSet::Table(family, table) => format!("the {family} routes of table {table}"),
         RouteSet::Protocol(family, protocol) => format!("the {family} routes of protocol {protocol}"),
+        RouteSet::Defaults(family) => format!("the {family} default routes of the main table"),
     }
 }
 

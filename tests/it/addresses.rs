@@ -288,7 +288,7 @@ fn what_fails_half_way_is_taken_back() {
         ("ip addr add 10.8.0.1/32 dev eth0", "skipped"),
         ("ip addr add 10.8.0.2/32 dev eth0", "skipped"),
         (failed, "failed"),
-        ("ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope global", "applied"),
+        ("ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope global metric 4294967295", "applied"),
     ];
     assert_eq!(statuses(&ran), expected.map(|(command, status)| (command.to_owned(), status.to_owned())));
     let told = ran.json()["changes"][0]["error"].as_str().unwrap().to_owned();

@@ -71,7 +71,7 @@ fn its_json_has_the_promised_form() {
         "format_version": "1.0", "dry_run": true, "converged": false,
         "changes": [{
             "reconciler": "default_routes", "action": "create", "object": "route",
-            "command": "ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope global",
+            "command": "ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope global metric 4294967295",
             "reason": null, "status": "planned", "error": null
         }],
         "blocked": []

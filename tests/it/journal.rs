@@ -108,7 +108,7 @@ fn fields(pairs: &[(&str, &str)]) -> Entry {
 fn a_change_is_an_entry_with_its_fields() {
     let node = damaged();
     let (entries, stream) = read_by_the_journal(&node, &[], 0);
-    let command = "ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope global";
+    let command = "ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope global metric 4294967295";
     let reason = "table 2 has no default route for 10.0.1.10, 10.0.1.100; its one host route names the gateway \
                   10.0.1.1 on eth1";
     let expected = fields(&[

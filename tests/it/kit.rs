@@ -4,6 +4,7 @@
 //! a name outside the test, and all is gone with its last descriptor.
 
 use std::fs::File;
+use std::io::{Seek, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -59,6 +60,20 @@ impl Netns {
     /// `ip …`, words separated by spaces.
     pub fn ip(&self, words: &str) -> String {
         self.run("ip", &words.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// Commands, one a line, in one call; `family` is `-4`, `-6` or `-0`.
+    pub fn ip_batch(&self, family: &str, commands: &str) {
+        if commands.is_empty() {
+            return;
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(commands.as_bytes()).unwrap();
+        file.rewind().unwrap();
+        let mut ip = Command::new("ip");
+        ip.args(if family == "-0" { &[][..] } else { std::slice::from_ref(&family) }).args(["-batch", "-"]);
+        let output = self.enter(|| ip.stdin(Stdio::from(file)).output()).unwrap();
+        assert!(output.status.success(), "{commands}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// `ip -j …`
@@ -227,6 +242,47 @@ impl Worker {
         self.router.ip(&format!("link set r{n} up"));
         // The source check: what comes in by an uplink must be of its subnet.
         self.router.set_sysctl(&format!("net/ipv4/conf/r{n}/rp_filter"), "1");
+    }
+
+    /// A link of any name whose other end is the router's, with these addresses (`10.0.0.1/24`, `10.0.0.1 peer 10.0.0.2`).
+    pub fn link(&self, name: &str, addresses: &[&str]) {
+        let far = format!("f{}", name.bytes().fold(5_381_u32, |hash, byte| hash.wrapping_mul(33) ^ u32::from(byte)));
+        self.net.ip(&format!("link add {name} type veth peer name {far} netns {}", self.router.path()));
+        self.net.ip(&format!("link set {name} up"));
+        self.router.ip(&format!("link set {far} up"));
+        for address in addresses {
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            self.net.ip(&format!("addr add {address} dev {name}{nodad}"));
+        }
+    }
+
+    /// Commands of iproute2, one a line, each without `ip`. `uplink NAME ADDRESS…` makes a link as
+    /// [`Worker::link`] does (a point-to-point address is `LOCAL>PEER`), `sysctl PATH VALUE` sets one.
+    pub fn with(self, lines: &str) -> Worker {
+        // Commands of one family that follow each other are one call of ip.
+        let mut batch = (String::new(), String::new());
+        for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let (family, command) = match words.as_slice() {
+                [family @ ("-4" | "-6"), command @ ..] => (*family, command),
+                command => ("-0", command),
+            };
+            let is_ip = !matches!(command, ["uplink" | "sysctl", ..]);
+            if !is_ip || batch.0 != family {
+                self.net.ip_batch(&batch.0, &std::mem::take(&mut batch.1));
+                batch.0 = family.into();
+            }
+            match command {
+                ["uplink", name, addresses @ ..] => {
+                    let addresses: Vec<String> = addresses.iter().map(|word| word.replace('>', " peer ")).collect();
+                    self.link(name, &addresses.iter().map(String::as_str).collect::<Vec<_>>());
+                }
+                ["sysctl", path, value] => self.net.set_sysctl(path, value),
+                command => batch.1 += &(command.join(" ") + "\n"),
+            }
+        }
+        self.net.ip_batch(&batch.0, &batch.1);
+        self
     }
 
     /// A pod with an address of the second uplink's subnet, and the CNI's rules and route for it.

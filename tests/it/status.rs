@@ -87,7 +87,7 @@ fn it_shows_what_was_done_and_what_is_to_be_done() {
         "1 to do, 1 blocked",
         "1 observed       no change since boot",
         "kube_proxy      off ",
-        "s ago: ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope global\n",
+        "s ago: ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope global metric 4294967295\n",
         "\nblocked default_routes: ",
         " (known from state)",
     ] {

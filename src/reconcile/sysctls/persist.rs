@@ -107,7 +107,6 @@ fn name_what_overrides(lasting: &[Lasting], observed: &Observed, plan: &mut Plan
     let text: String = lasting.iter().map(|it| it.line() + "\n").collect();
     let path = PathBuf::from(OURS);
     let ours = ConfFile { path, text: text.into_bytes() };
-    let name = ours.name().to_vec();
     let settings = match observed.sysctl_files() {
         Err(Gap::Failed(why)) => {
             plan.blocked.push(Blocked::unseen(format!("find what wins over {OURS}"), why.to_string()));
@@ -120,7 +119,7 @@ fn name_what_overrides(lasting: &[Lasting], observed: &Observed, plan: &mut Plan
             true => (examples_of(&wish.path, &settings, observed)?, Occasion::Link),
             false => (vec![wish.path.clone()], Occasion::Boot),
         };
-        let overriding = |key: &String| settings.overriding(&name, key.as_bytes(), occasion);
+        let overriding = |key: &String| settings.overriding(key.as_bytes(), occasion);
         let Some((key, winner)) = candidates.iter().find_map(|key| Some((key, overriding(key)?))) else { continue };
         plan.blocked.push(Blocked::new(
             format!("{} to last", wish.line()),
