@@ -6,11 +6,11 @@ mod bridges;
 mod carried;
 pub mod default_routes;
 pub mod gateway;
-mod kube_proxy;
+pub mod kube_proxy;
 mod masquerade;
 mod namespaces;
 pub mod routes;
-mod rp_filter;
+pub mod rp_filter;
 pub mod rules;
 mod sysctls;
 #[cfg(test)]
