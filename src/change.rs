@@ -28,6 +28,17 @@ pub struct Plan {
     pub blocked: Vec<Blocked>,
     /// What the next run is to know. Written before any step is made; without it none is.
     pub remember: Vec<Note>,
+    /// What is worth knowing and changes nothing here: reported once, as long as it is so.
+    pub notices: Vec<Notice>,
+}
+
+/// Something that an operator should know, and that is none of what is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// What is so, and what to do about it.
+    pub text: String,
+    /// The same in a few words, where it is a problem of the node.
+    pub problem: Option<String>,
 }
 
 /// A change and the reason for it.

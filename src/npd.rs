@@ -39,6 +39,9 @@ pub fn judge(outcome: &Outcome) -> (Verdict, String) {
         };
         return (Verdict::Problem, line(&format!("{numbers}: {reconciler}: {what}")));
     }
+    if let Some(problem) = outcome.notices.iter().find_map(|(_, notice)| notice.problem.as_deref()) {
+        return (Verdict::Problem, line(problem));
+    }
     match outcome.blocked.iter().find(|refused| refused.blocked.unseen) {
         Some(Refused { reconciler, blocked, .. }) => unknown(&format!("{reconciler}: {}", blocked.because)),
         None => (Verdict::Fine, line("the network is as declared")),
@@ -67,7 +70,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::change::{Blocked, Change};
+    use crate::change::{Blocked, Change, Notice};
     use crate::net::SysctlKey;
     use crate::run::Item;
 
@@ -129,7 +132,23 @@ mod tests {
                 "unknown: routes: cannot look at the rules: no\n",
             ),
         ] {
-            let outcome = Outcome { dry_run: true, items, blocked, not_permitted: false };
+            let outcome = Outcome { dry_run: true, items, blocked, notices: vec![], not_permitted: false };
+            assert_eq!(judge(&outcome), (verdict, said.to_owned()), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_notice_counts_where_it_is_a_problem_and_after_what_is_to_be_done() {
+        let notice = |problem: Option<&str>| {
+            ("rp_filter", Notice { text: "eth1: long".into(), problem: problem.map(str::to_owned) })
+        };
+        let unattended = || notice(Some("eth1 is strict and looked after by nobody"));
+        for (items, notices, verdict, said) in [
+            (vec![], vec![notice(None)], Verdict::Fine, "the network is as declared\n"),
+            (vec![], vec![notice(None), unattended()], Verdict::Problem, "eth1 is strict and looked after by nobody\n"),
+            (vec![item(Status::Planned)], vec![unattended()], Verdict::Problem, "1 to do: rp_filter: eth0 is strict\n"),
+        ] {
+            let outcome = Outcome { dry_run: true, items, blocked: vec![], notices, not_permitted: false };
             assert_eq!(judge(&outcome), (verdict, said.to_owned()), "{outcome:?}");
         }
     }

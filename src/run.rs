@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use tracing::{debug, error, info, warn};
 
-use crate::change::{Blocked, Change, Group, Plan, Step};
+use crate::change::{Blocked, Change, Group, Notice, Plan, Step};
 use crate::desired::{Desired, Mode};
-use crate::memory::Note;
+use crate::memory::{Note, Reported};
 use crate::net::IfName;
 use crate::observed::{Gap, Observed};
 use crate::reconcile::{ALL, Reconciler};
@@ -23,6 +23,8 @@ pub struct Outcome {
     pub items: Vec<Item>,
     /// Wishes that cannot safely be met, and looks that failed.
     pub blocked: Vec<Refused>,
+    /// What is worth knowing and is none of what is to be done, each with the name of its section.
+    pub notices: Vec<(&'static str, Notice)>,
     /// Something was not permitted.
     pub not_permitted: bool,
 }
@@ -97,17 +99,22 @@ const ROUNDS: u32 = 3;
 
 /// Runs once. A dry run changes nothing and takes no lock.
 pub fn run(desired: &Desired, node: &mut Node, dry_run: bool) -> Outcome {
-    let mut outcome = Outcome { dry_run, items: Vec::new(), blocked: Vec::new(), not_permitted: false };
+    let (items, blocked, notices) = (Vec::new(), Vec::new(), Vec::new());
+    let mut outcome = Outcome { dry_run, items, blocked, notices, not_permitted: false };
+    let mut seen = Observed::default();
     for round in 0..=ROUNDS {
-        if !outcome.round(desired, node, round < ROUNDS, false) {
+        if !outcome.round(desired, node, &mut seen, round < ROUNDS, false) {
             break;
         }
+        seen = Observed::default();
     }
-    // What waits keeps nobody else waiting, and looks again by itself.
-    outcome.round(desired, node, true, true);
+    // What waits keeps nobody else waiting. Where nothing was tried, all that was seen is still so; only the time goes on.
+    seen.recall = None;
+    outcome.round(desired, node, &mut seen, true, true);
     if !dry_run {
         outcome.log_held();
         outcome.log_blocked();
+        outcome.log_notices(desired, node);
     }
     debug!(converged = outcome.converged(), changes = outcome.items.len(), blocked = outcome.blocked.len(), "done");
     outcome
@@ -131,10 +138,11 @@ fn plan(reconciler: &Reconciler, desired: &Desired, node: &mut Node, seen: &mut 
 impl Outcome {
     /// Looks once, and section by section, of those that wait or of those that do not, plans and makes the changes
     /// that were not tried yet. Returns whether anything was tried, so that somebody has to look again.
-    fn round(&mut self, desired: &Desired, node: &mut Node, may_mend: bool, waits: bool) -> bool {
+    fn round(&mut self, desired: &Desired, node: &mut Node, seen: &mut Observed, may_mend: bool, waits: bool) -> bool {
         let sections = || ALL.iter().filter(|reconciler| reconciler.waits == waits);
-        self.blocked.retain(|refused| !sections().any(|reconciler| reconciler.name == refused.reconciler));
-        let mut seen = Observed::default();
+        let is_of_others = |name: &str| !sections().any(|reconciler| reconciler.name == name);
+        self.blocked.retain(|refused| is_of_others(refused.reconciler));
+        self.notices.retain(|(reconciler, _)| is_of_others(reconciler));
         let bridges: BTreeSet<&IfName> = desired.bridges.iter().map(|bridge| &bridge.name).collect();
         let mut tried = false;
         let mut removals = Vec::new();
@@ -144,12 +152,13 @@ impl Outcome {
                 continue;
             }
             let (name, observed) = (reconciler.name, mode == Mode::Observe);
-            let plan = plan(reconciler, desired, node, &mut seen).unwrap_or_else(|why| {
+            let plan = plan(reconciler, desired, node, seen).unwrap_or_else(|why| {
                 let blocked = Blocked::unseen(format!("to know what {name} has to do"), why.to_string());
                 Plan { blocked: vec![blocked], ..Plan::default() }
             });
             let refused = |blocked| Refused { reconciler: name, blocked, observed };
             self.blocked.extend(plan.blocked.into_iter().map(refused));
+            self.notices.extend(plan.notices.into_iter().map(|notice| (name, notice)));
             if node.told_to_stop() {
                 removals.clear();
                 break; // and nothing is concluded from what was cut short
@@ -257,6 +266,41 @@ impl Outcome {
                 () if *observed => debug!(reconciler, want, because, "blocked, and only observed"),
                 () => warn!(target: "blocked", reconciler, want, because, "blocked"),
             }
+        }
+    }
+}
+
+impl Outcome {
+    /// Reports each notice once, as long as it is so. That it cannot be remembered is no failure of the run.
+    fn log_notices(&self, desired: &Desired, node: &mut Node) {
+        // Nothing is concluded from what was cut short.
+        if node.told_to_stop() || self.notices.is_empty() && node.reported().is_empty() {
+            return;
+        }
+        let reported = node.reported().clone();
+        let mut now = Reported::new();
+        for reconciler in ALL.iter().filter(|reconciler| (reconciler.mode)(desired) != Mode::Off) {
+            let name = reconciler.name;
+            let before = reported.get(name).map_or(&[][..], Vec::as_slice);
+            let mut texts = Vec::new();
+            for (_, notice) in self.notices.iter().filter(|(section, _)| *section == name) {
+                if !before.contains(&notice.text) {
+                    warn!(target: "notice", reconciler = name, reason = notice.text, "notice");
+                }
+                texts.push(notice.text.clone());
+            }
+            // What could not be seen may still be so.
+            if self.blocked.iter().any(|refused| refused.reconciler == name && refused.blocked.unseen) {
+                texts.extend(before.iter().filter(|text| !texts.contains(text)).cloned().collect::<Vec<_>>());
+            }
+            if !texts.is_empty() {
+                now.insert(name.to_owned(), texts);
+            }
+        }
+        if now != reported
+            && let Err(error) = node.remember(Note::Reported(now))
+        {
+            warn!(%error, "what was reported could not be remembered, and is reported again by the next run");
         }
     }
 }

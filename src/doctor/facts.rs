@@ -76,6 +76,8 @@ pub struct Files {
     pub of_cures: Vec<ConfFile>,
     /// There is a cloud-init.
     pub cloud_init: bool,
+    /// Drop-ins of node-fixer's own configuration, in the usual place.
+    pub drop_ins: Vec<ConfFile>,
 }
 
 /// What the VPC CNI has set up for pods.

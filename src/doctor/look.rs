@@ -109,6 +109,7 @@ fn read(root: &Root, unseen: &mut Vec<String>) -> Files {
     ];
     let of_cures =
         told(root.conf_files_of(&of_cures.map(PathBuf::from), |name| name.windows(10).any(|it| it == b"node-fixer")));
+    let drop_ins = told(root.conf_files_of(&["/etc/node-fixer/config.d".into()], |name| name.ends_with(b".yaml")));
     let mut all_of = |directory: &str| told(root.conf_files_of(&[directory.into()], |_| true));
     networks.extend(all_of("/etc/sysconfig/network-scripts"));
     let networkd_links = by_index(all_of("/run/systemd/netif/links"));
@@ -134,6 +135,7 @@ fn read(root: &Root, unseen: &mut Vec<String>) -> Files {
         machine_id: root.read(Path::new("/etc/machine-id")).ok().and_then(|text| machine_id(&text)),
         of_cures,
         cloud_init: root.has(Path::new("/etc/cloud")) || root.has(Path::new("/run/cloud-init")),
+        drop_ins,
     }
 }
 

@@ -15,6 +15,8 @@ mod policy;
 pub mod report;
 pub mod review;
 mod sysctls;
+mod uplinks;
+mod wished;
 
 use crate::observed::Gap;
 use crate::sysctl_d::ConfFile;
@@ -114,6 +116,12 @@ pub const ALL: &[Check] = &[
         title: "a file sets rp_filter to what is not wanted",
         breaks: &["rp_filter", "sysctls"],
         check: sysctls::rp_filter_sysctl,
+    },
+    Check {
+        cause: "uplink_unattended",
+        title: "an uplink that the configuration leaves out",
+        breaks: &[],
+        check: uplinks::unattended,
     },
     Check {
         cause: "networkd_foreign_rules",

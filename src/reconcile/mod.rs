@@ -5,13 +5,13 @@ mod addresses;
 mod bridges;
 pub mod default_routes;
 pub mod gateway;
-mod kube_proxy;
+pub mod kube_proxy;
 mod masquerade;
 mod namespaces;
 #[cfg(test)]
 mod properties;
 pub mod routes;
-mod rp_filter;
+pub mod rp_filter;
 pub mod rules;
 mod sysctls;
 #[cfg(test)]

@@ -80,13 +80,6 @@ pub fn all_addresses() -> Body {
     Body { header: vec![0; 8], attributes: Vec::new() }
 }
 
-/// Body of the dump of one interface's addresses.
-pub fn addresses_of(index: u32) -> Body {
-    let mut header = vec![0; 8];
-    header.splice(4..8, index.to_ne_bytes());
-    Body { header, attributes: Vec::new() }
-}
-
 /// Body of the dump of every interface's IPv4 settings (struct netconfmsg).
 pub fn all_netconf() -> Body {
     Body { header: vec![AF_INET], attributes: Vec::new() }
@@ -235,7 +228,6 @@ pub fn on_another(payload: &[u8]) -> Result<Option<(u32, IfName)>, NetlinkError>
 /// The request that adds or deletes this address of the interface with this index.
 pub fn address(index: u32, address: &IpInet) -> Body {
     const IFA_PROTO: u16 = 11;
-    const RT_SCOPE_UNIVERSE: u8 = 0;
     const RT_SCOPE_HOST: u8 = 254;
     let (family, bytes) = match address.address() {
         IpAddr::V4(address) => (AF_INET, address.octets().to_vec()),
@@ -496,6 +488,18 @@ pub fn seen_link(payload: &[u8]) -> Result<Link, NetlinkError> {
     let flags = number(payload.get(8..12).unwrap_or_default())?;
     let name = dev_name.ok_or_else(|| undecodable(format_args!("link {index} has no name")))?;
     Ok(Link { dev: Dev { index, name }, up: flags & IFF_UP != 0, vrf_slave, hardware, kind: made_of })
+}
+
+/// `RT_SCOPE_UNIVERSE`.
+const RT_SCOPE_UNIVERSE: u8 = 0;
+
+/// Reads an address, where it is global.
+pub fn seen_global_address(payload: &[u8]) -> Result<Option<Address>, NetlinkError> {
+    // Most are those of the links of pods, and not worth reading.
+    if payload.get(3).is_some_and(|scope| *scope != RT_SCOPE_UNIVERSE) {
+        return Ok(None);
+    }
+    Ok(seen_address(payload)?.filter(|address| address.global))
 }
 
 /// Reads an address; `None` for one of a family that is not IP (struct ifaddrmsg, IFA_*).

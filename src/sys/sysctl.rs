@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use sysctl::{Sysctl, SysctlError};
 
 use super::file;
-use super::stop::survive_file_limit;
 use crate::net::SysctlKey;
 use crate::sysctl_d::{OURS, OURS_IN};
 

@@ -104,6 +104,7 @@ fn a_route_of_others_in_the_place_is_blocked_not_replaced() {
 #[test]
 fn the_kernels_own_words_are_in_the_error() {
     let node = Worker::new().with_pod(100).without_default(2);
+    node.net.set_sysctl("net/ipv4/conf/default/rp_filter", "1");
     node.config("routes: [{to: 10.9.0.0/16, via: 203.0.113.9, dev: eth1}, {to: 10.8.0.0/16, via: 10.0.0.1}]");
     let ran = node.fix(&["--output", "json"]).expect(1);
     let json = ran.json();
