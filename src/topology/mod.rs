@@ -6,8 +6,11 @@
 //! they belong, [`cni`] whose marks the rules, routes and links carry.
 
 pub mod cni;
+pub mod homes;
 pub mod pods;
 pub mod uplinks;
+
+pub use uplinks::is_card;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

@@ -40,9 +40,8 @@ impl Topology<'_> {
         let links = self.observed.links(candidates.iter().copied())?;
         let is_uplink = |link: &&Link| match &*link.kind {
             b"vrf" | b"dummy" => false,
-            b"" | b"veth" | b"vlan" | b"bond" | b"team" | b"macvlan" | b"ipvlan" | b"ppp" => true,
             // Of a bridge, a tunnel or what else is made by software: only where a default leaves by it.
-            _ => defaults.contains(&link.dev.index),
+            _ => is_card(link) || defaults.contains(&link.dev.index),
         };
         let links = links.into_iter().flatten().filter(is_uplink);
         Ok(links
@@ -117,4 +116,10 @@ impl Topology<'_> {
         let has = |family: &Family| addresses.iter().any(|it| it.global && Family::of(it.local) == *family);
         Ok(FAMILIES.into_iter().filter(move |family| has(family)))
     }
+}
+
+/// Whether a link is a card, or one of the kinds that stand for one: by these a network may be reached. Any other kind is
+/// a bridge, a tunnel or what else is made by software.
+pub fn is_card(link: &Link) -> bool {
+    matches!(&*link.kind, b"" | b"veth" | b"vlan" | b"bond" | b"team" | b"macvlan" | b"ipvlan" | b"ppp")
 }

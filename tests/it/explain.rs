@@ -495,7 +495,8 @@ fn what_comes_from_outside_comes_in_where_its_destination_belongs() {
     let node = Worker::new().with_pod(100).without_default(2).with_carrier();
     for to in ["10.0.1.100", "10.0.1.10"] {
         let belongs = format!("it comes in by eth1, where {to} belongs (its table 2 leads there)");
-        let leaves = format!("so the packet leaves by eth0, but {to} belongs to eth1");
+        let is = if to == "10.0.1.10" { "is an address of" } else { "belongs to" };
+        let leaves = format!("so the packet leaves by eth0, but {to} {is} eth1");
         let strict = format!("breaks: eth1 drops the packet from 192.0.2.9 to {to} as a martian (rp_filter 1, strict)");
         says(&node, ["192.0.2.9", to], 1, &[&belongs, &leaves, &strict]);
     }
