@@ -6,10 +6,12 @@ use std::net::IpAddr;
 
 use super::fib::{Action, Ending, Fib, FibRoute, FibRule, Kind, Packet, Step, What};
 use super::leg::{Leg, distinct};
-use super::places::{Place, Places};
+use super::places::{Place, Places, is_link_local};
 use super::{Home, Origin, host};
 use crate::net::{TABLE_MAIN, table_name};
 use crate::topology::homes::Evidence;
+
+const IN_SUBNET: &str = "it lies in a subnet there";
 
 /// The node, as the explanation of a packet from `source` sees it.
 pub(super) struct Judge<'a> {
@@ -98,13 +100,14 @@ impl Judge<'_> {
         }
         // What only a subnet suggests has to agree with the way back.
         let belongs = self.place(destination);
-        let by_subnet = belongs.home.as_ref().is_some_and(|home| home.evidence == Evidence::Subnet);
-        let home = self.home(belongs, destination, if by_subnet { &outs } else { &[] });
+        let home = self.home(belongs, destination, if belongs.is_own() { &[] } else { &outs });
         let home = home.filter(|_| self.is_here(destination));
+        let by_tunnel = !outs.is_empty() && !self.is_exit(&outs);
         if let Some(home) = &home {
             let near: Vec<u32> = home.links.iter().copied().filter(|link| place.neighbours.contains(link)).collect();
             match near.as_slice() {
                 [] if !place.neighbours.is_empty() && !home.proven => {}
+                [] if place.neighbours.is_empty() && by_tunnel => {}
                 [] => return there(&home.links, &home.because),
                 near => return there(near, &home.because),
             }
@@ -127,9 +130,13 @@ impl Judge<'_> {
             Evidence::SourceOfTable(table) => {
                 format!("the address that another rule leads to its table {} is there", table_name(table))
             }
-            Evidence::Subnet => "it lies in a subnet there".into(),
+            Evidence::Subnet => IN_SUBNET.into(),
         };
         let by_subnet = home.evidence == Evidence::Subnet;
+        if self.subnet_contradicts(place, &all, outs) {
+            let links = outs.to_vec();
+            return Some(Home { links, others: Vec::new(), because: IN_SUBNET.into(), proven: false });
+        }
         if home.proven && !by_subnet {
             return Some(Home { links: all, others: Vec::new(), because, proven: true });
         }
@@ -350,18 +357,29 @@ impl Judge<'_> {
         }
         // A table may lead by an uplink to whose subnets its source does not belong.
         let site = place.site.map(|site| site.link);
-        let of_uplinks =
-            holders.iter().any(|link| Some(*link) != site && (exits.contains(link) || cards.contains(link)));
-        if !home.proven || place.is_own() || of_uplinks {
+        let of_others = holders.iter().any(|link| Some(*link) != site);
+        if !home.proven || place.is_own() || of_others {
             self.subnet_elsewhere(from, place, &outs, &not_of(&holders), told);
         }
+    }
+
+    /// Whether a pod leaves by uplinks in whose subnet it lies, and its table leads to others whose subnets are known and
+    /// do not hold it: then it is the table that is wrong.
+    fn subnet_contradicts(&self, place: &Place, home: &[u32], outs: &[u32]) -> bool {
+        let holders = place.holders();
+        let ways: Vec<u32> = outs.iter().copied().filter(|out| self.places.exits.contains(out)).collect();
+        !place.is_own()
+            && !ways.is_empty()
+            && ways.iter().all(|out| holders.contains(out))
+            && home.iter().all(|link| self.places.subnets.contains_key(link) && !holders.contains(link))
     }
 
     /// Notes that a packet leaves by others than the interfaces in whose subnet its source lies.
     fn subnet_elsewhere(&self, from: IpAddr, place: &Place, outs: &[u32], wrong: &[u32], told: &mut Told) {
         let holders: Vec<u32> = place.holders().into_iter().collect();
         // Which subnet an uplink with nothing but /32 and /128 addresses lies in, nothing on the node says.
-        let known = |link: &u32| place.is_own() || self.places.subnets.contains_key(link) || !self.is_exit(&holders);
+        let is_local = place.site.is_some_and(|site| holders.contains(&site.link));
+        let known = |link: &u32| place.is_own() || is_local || self.places.subnets.contains_key(link);
         let wrong: Vec<u32> = wrong.iter().copied().filter(known).collect();
         if holders.is_empty() || wrong.is_empty() {
             return;
@@ -378,7 +396,8 @@ impl Judge<'_> {
         ));
     }
 
-    fn is_exit(&self, links: &[u32]) -> bool {
+    /// Whether one of these leads out of the node.
+    pub fn is_exit(&self, links: &[u32]) -> bool {
         links.iter().any(|link| self.places.exits.contains(link))
     }
 
@@ -483,12 +502,4 @@ impl Judge<'_> {
 /// A rule by its priority, and what it says.
 fn named(rule: &FibRule) -> String {
     format!("rule {} ({rule})", rule.priority)
-}
-
-/// An address that is valid on one link alone.
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    }
 }

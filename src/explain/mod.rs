@@ -122,10 +122,12 @@ pub fn explain(fib: &Fib, places: &Places, source: IpAddr, destination: IpAddr) 
     told.problems(bypassed.iter().map(|(_, why)| why.clone()));
     judge.own_passed_by(&request, &mut told);
     let leaves = !judge.stays_here(&request) && bypassed.is_none();
-    let home = leaves.then(|| judge.home(&places.source, source, &outs)).flatten();
+    let mut home = leaves.then(|| judge.home(&places.source, source, &outs)).flatten();
     if leaves && matches!(origin, Origin::Pod(_) | Origin::Behind(_) | Origin::Local) {
         judge.way_out(&request, home.as_ref(), &mut told);
     }
+    // What leaves by a tunnel alone is answered by the tunnel.
+    home = home.filter(|_| outs.is_empty() || judge.is_exit(&outs));
     judge.shadowed(&request, origin, &mut told);
     let arrivals: Vec<Option<u32>> = match (&home, bypassed) {
         _ if request.is_local() => vec![None],

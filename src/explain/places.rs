@@ -37,9 +37,10 @@ pub struct Places {
     pub destination: Place,
     /// Links by which packets leave for a network: uplinks, and branch links of the VPC CNI.
     pub exits: BTreeSet<u32>,
-    /// Links that may lead to a network as well: no bridge, no tunnel and no pod's.
+    /// Links that may lead to a network as well: some route knows a gateway there, and they are no bridge, no tunnel
+    /// and no pod's.
     pub cards: BTreeSet<u32>,
-    /// The subnets of links, for those that have any.
+    /// The subnets of links, for those that have any; not what is valid on a link alone.
     pub subnets: BTreeMap<u32, Vec<IpCidr>>,
     /// Whether the VPC CNI is at work here.
     pub vpc_cni: bool,
@@ -70,19 +71,21 @@ impl Places {
         for &link in &links {
             if topology.leads_out(link)? {
                 places.exits.insert(link);
-            } else if topology.link(link)?.is_some_and(is_card) && !pods.contains(&link) {
+            } else if gateways.contains(&link) && topology.link(link)?.is_some_and(is_card) && !pods.contains(&link) {
                 places.cards.insert(link);
             }
         }
         // A card with a gateway behind it leads to a network, and who is in its subnet is no local host.
-        let is_local =
-            |site: &Site| site.by_host_route || !gateways.contains(&site.link) || !places.cards.contains(&site.link);
+        let is_local = |site: &Site| site.by_host_route || !places.cards.contains(&site.link);
         let sites = [places.source.site.filter(is_local), places.destination.site.filter(is_local)];
         [places.source.site, places.destination.site] = sites;
         let all = [&places.source, &places.destination].into_iter();
-        let around: BTreeSet<u32> = all.flat_map(|place| &place.neighbours).copied().collect();
+        let homes = |place: &Place| place.home.iter().flat_map(|home| home.links.clone()).collect::<Vec<u32>>();
+        let around: BTreeSet<u32> =
+            all.flat_map(|place| place.neighbours.iter().copied().chain(homes(place))).collect();
         for link in links.into_iter().chain(around) {
-            let subnets = topology.subnets(link, Family::of(source))?;
+            let mut subnets = topology.subnets(link, Family::of(source))?;
+            subnets.retain(|subnet| !is_link_local(subnet.first_address()));
             if !subnets.is_empty() {
                 places.subnets.insert(link, subnets);
             }
@@ -128,5 +131,13 @@ impl Place {
             _ if self.is_own() => BTreeSet::new(),
             _ => self.neighbours.clone(),
         }
+    }
+}
+
+/// An address that is valid on one link alone.
+pub(super) fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }

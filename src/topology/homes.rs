@@ -12,7 +12,7 @@ use cidr::IpCidr;
 
 use super::cni::{is_branch_link, is_pod_link};
 use super::pods::Site;
-use super::{LOOPBACK, Topology, is_kernels, sends, sends_by_link};
+use super::{LOOPBACK, Topology, is_card, is_kernels, sends, sends_by_link};
 use crate::net::{Family, PROTO_MENDED, Rule, TABLE_MAIN};
 use crate::observed::{Gap, SeenRoute};
 
@@ -85,8 +85,8 @@ impl Topology<'_> {
         Ok((!links.is_empty()).then_some(Home { links, evidence: Evidence::Subnet, proven }))
     }
 
-    /// The links that an address of this node belongs to: the uplinks that carry it, or else other links that carry it
-    /// with a subnet. One alone on the loopback or a dummy is a service's, and belongs nowhere.
+    /// The links that an address of this node belongs to: the uplinks that carry it, or else other links. On the loopback
+    /// or a dummy, or alone on a bridge, it is a service's, and belongs nowhere.
     fn home_of_own(&self, address: IpAddr) -> Result<Option<BTreeSet<u32>>, Gap> {
         let carriers = self.carriers(address)?;
         if carriers.is_empty() {
@@ -96,8 +96,8 @@ impl Topology<'_> {
         if links.is_empty() {
             for seen in self.observed().addresses()?.iter().filter(|seen| seen.local == address) {
                 let link = self.link(seen.index)?;
-                let is_dummy = link.is_none_or(|link| &*link.kind == b"dummy");
-                if seen.index != LOOPBACK && !is_dummy && !seen.subnet.is_host_address() {
+                let (is_card, is_dummy) = link.map_or((false, true), |link| (is_card(link), &*link.kind == b"dummy"));
+                if seen.index != LOOPBACK && !is_dummy && (is_card || !seen.subnet.is_host_address()) {
                     links.insert(seen.index);
                 }
             }
@@ -124,9 +124,13 @@ impl Topology<'_> {
         for &table in tables {
             let mut links = self.led_to(family, table)?;
             links.retain(|link| site.is_none_or(|site| site.link != *link));
+            let carriers = self.carriers_of_sources(family, table)?;
+            if !links.is_empty() && !carriers.is_empty() && links.is_disjoint(&carriers) {
+                // The table leads its own address by another's link: it is the table that is wrong.
+                return Ok(proven(carriers, Evidence::SourceOfTable(table)));
+            }
             if links.len() > 1 {
                 // A table that leads to several does not tell which of them is right.
-                let carriers = self.carriers_of_sources(family, table)?;
                 let around = self.connected(source)?;
                 for (evidence, known) in [(Evidence::SourceOfTable(table), carriers), (Evidence::Subnet, around)] {
                     let right: BTreeSet<u32> = links.intersection(&known).copied().collect();
@@ -176,7 +180,10 @@ impl Topology<'_> {
                 return Ok(gateways);
             }
             let uplinks = self.uplinks()?;
-            let others: BTreeSet<u32> = links(|_| true).intersection(&uplinks).copied().collect();
+            let hops = routes.iter().filter(counts).flat_map(SeenRoute::hops);
+            let others = hops.filter_map(|hop| Some((hop.oif?, hop.via.is_some())));
+            let others = others.filter(|(link, by_gateway)| *by_gateway || uplinks.contains(link));
+            let others: BTreeSet<u32> = others.map(|(link, _)| link).collect();
             if !others.is_empty() {
                 return Ok(others);
             }
@@ -184,14 +191,16 @@ impl Topology<'_> {
         Ok(BTreeSet::new())
     }
 
-    /// The links that carry the source of a rule that leads to the table.
+    /// The uplinks that carry the source of a rule that leads all of its packets to the table.
     fn carriers_of_sources(&self, family: Family, table: u32) -> Result<BTreeSet<u32>, Gap> {
         let mut carriers = BTreeSet::new();
-        for (source, of) in self.rules()?.filter(|rule| rule.family == family).filter_map(sends) {
-            if of == table {
+        for rule in self.rules()?.filter(|rule| rule.family == family && rule.selector.to.is_none()) {
+            if let Some((source, _)) = sends(rule).filter(|(_, of)| *of == table) {
                 carriers.extend(self.carriers(source)?);
             }
         }
+        let uplinks = self.uplinks()?;
+        carriers.retain(|link| uplinks.contains(link));
         Ok(carriers)
     }
 

@@ -9,10 +9,10 @@ use serde_json::Value;
 use crate::kit::{Netns, Worker, finish, node_fixer};
 
 /// Pseudo-random numbers of a seed (splitmix64).
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub fn roll(&mut self, sides: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -20,11 +20,11 @@ impl Dice {
         ((mixed ^ (mixed >> 31)) % sides as u64) as usize
     }
 
-    fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
+    pub fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
         of[self.roll(of.len())]
     }
 
-    fn chance(&mut self, one_in: usize) -> bool {
+    pub fn chance(&mut self, one_in: usize) -> bool {
         self.roll(one_in) == 0
     }
 }
@@ -203,7 +203,7 @@ fn flushed(words: &Words) -> Vec<String> {
 }
 
 /// `ip -batch`, which goes on after a failure: the output, and which lines failed with what.
-fn batch(net: &Netns, family: &str, lines: &[String]) -> (Vec<Value>, BTreeMap<usize, String>) {
+pub fn batch(net: &Netns, family: &str, lines: &[String]) -> (Vec<Value>, BTreeMap<usize, String>) {
     let run = || {
         let mut ip = Command::new("ip");
         ip.args([family, "-N", "-j", "-force", "-batch", "-"]).stdin(Stdio::piped());

@@ -13,6 +13,8 @@ mod default_routes;
 mod doctor;
 mod dry_run;
 mod explain;
+mod explain_homes;
+mod explain_pings;
 mod journal;
 mod kit;
 mod kube_proxy;
