@@ -79,6 +79,9 @@ impl Places {
         let is_local = |site: &Site| site.by_host_route || !places.cards.contains(&site.link);
         let sites = [places.source.site.filter(is_local), places.destination.site.filter(is_local)];
         [places.source.site, places.destination.site] = sites;
+        for place in [&mut places.source, &mut places.destination] {
+            place.behind = place.behind.filter(|link| !places.cards.contains(link));
+        }
         let all = [&places.source, &places.destination].into_iter();
         let homes = |place: &Place| place.home.iter().flat_map(|home| home.links.clone()).collect::<Vec<u32>>();
         let around: BTreeSet<u32> =

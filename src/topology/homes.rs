@@ -251,13 +251,14 @@ impl Topology<'_> {
     /// What has to be looked at first.
     pub fn behind(&self, address: IpAddr) -> Result<Option<u32>, Gap> {
         let main = self.table(Family::of(address), TABLE_MAIN)?;
-        let around = main.iter().filter(|route| route.to.contains(&address) && route.is_unlimited());
-        let Some(best) = around.max_by_key(|route| (route.to.network_length(), u32::MAX - route.metric)) else {
-            return Ok(None);
-        };
+        let rank = |route: &SeenRoute| (route.to.network_length(), u32::MAX - route.metric);
+        let around = || main.iter().filter(|route| route.to.contains(&address) && route.is_unlimited());
+        let best = around().map(rank).max().filter(|(length, _)| *length > 1);
+        // Of equals it is not known which is taken.
+        let hops = around().filter(|route| Some(rank(route)) == best).flat_map(SeenRoute::hops);
+        let links: BTreeSet<u32> = hops.filter_map(|hop| hop.oif).collect();
         let uplinks = self.uplinks()?;
-        let link = best.hops().iter().find_map(|hop| hop.oif).filter(|_| !best.is_of_default_class());
-        Ok(link.filter(|link| !uplinks.contains(link) && *link != LOOPBACK))
+        Ok(links.first().copied().filter(|link| links.is_disjoint(&uplinks) && *link != LOOPBACK))
     }
 
     /// Whether what leaves by a link leaves the node for a network: an uplink, or a branch link of the VPC CNI.
