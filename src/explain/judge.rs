@@ -1,7 +1,6 @@
 //! What breaks, and what may be wrong: a packet has to leave by a link to which its sender belongs, and its reply has to
 //! come back.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::fib::{Action, Ending, Fib, FibRoute, FibRule, Kind, Packet, Step, What};
@@ -46,7 +45,7 @@ impl Told {
 }
 
 impl Judge<'_> {
-    fn place(&self, address: IpAddr) -> &Place {
+    pub fn place(&self, address: IpAddr) -> &Place {
         if address == self.source { &self.places.source } else { &self.places.destination }
     }
 
@@ -249,7 +248,7 @@ impl Judge<'_> {
     }
 
     /// Whether a neighbour is not where the routes lead: to another link, without a gateway or where no network is.
-    fn elsewhere(&self, place: &Place, routes: &[FibRoute], outs: &[u32]) -> bool {
+    pub fn elsewhere(&self, place: &Place, routes: &[FibRoute], outs: &[u32]) -> bool {
         let on_link = routes.iter().flat_map(FibRoute::alive).all(|hop| hop.via.is_none());
         let no_network = outs.iter().all(|out| !self.places.exits.contains(out));
         !place.neighbours.is_empty()
@@ -297,143 +296,6 @@ impl Judge<'_> {
         }
     }
 
-    /// The interfaces by which a packet may leave that are not these, and how that begins a sentence.
-    fn leaves_by(&self, outs: &[u32], wrong: &[u32]) -> String {
-        let verb = if wrong.len() < outs.len() { "may leave" } else { "leaves" };
-        format!("the packet {verb} by {}", self.fib.names(wrong))
-    }
-
-    /// Says where a packet leaves the node by interfaces to which its sender does not belong.
-    pub fn way_out(&self, leg: &Leg, home: Option<&Home>, told: &mut Told) {
-        let Packet { from, to, .. } = leg.packet;
-        let (place, receiver) = (self.place(from), self.place(to));
-        let outs = distinct(leg.outs());
-        let (exits, cards) = (&self.places.exits, &self.places.cards);
-        // What goes to a neighbour by another link gets nowhere, whatever a network there says to its source.
-        let lost = self.neighbour_passed_by(leg, receiver, &outs, told);
-        let networks: Vec<u32> =
-            outs.iter().copied().filter(|out| exits.contains(out) || !lost && cards.contains(out)).collect();
-        self.link_local_source(leg, &outs, told);
-        let holders = place.holders();
-        let not_of = |right: &BTreeSet<u32>| -> Vec<u32> {
-            networks.iter().copied().filter(|out| !right.contains(out)).collect()
-        };
-        let Some(home) = home else {
-            let lost: Vec<u32> = outs.iter().copied().filter(|out| exits.contains(out)).collect();
-            if self.fell_for_want_of_a_table(leg) && !lost.is_empty() {
-                told.problem(format!(
-                    "{}{}, but {from} belongs to another uplink, and nothing on this node says which one",
-                    self.fallen(leg),
-                    self.leaves_by(&outs, &lost)
-                ));
-                return;
-            }
-            return self.subnet_elsewhere(from, place, &outs, &not_of(&holders), told);
-        };
-        let wrong = not_of(&home.links.iter().copied().collect());
-        let of_exits: Vec<u32> = wrong.iter().copied().filter(|out| exits.contains(out)).collect();
-        if home.proven && !of_exits.is_empty() {
-            let links = self.fib.names(&home.links);
-            let belongs = match place.is_own() {
-                true => format!("is an address of {links}"),
-                false => format!("belongs to {links} ({})", home.because),
-            };
-            told.problem(format!(
-                "{}{}, but {from} {belongs}; a network that checks sources, as clouds do, drops it there, unless its \
-                 source is translated (NAT is not looked at)",
-                self.fallen(leg),
-                self.leaves_by(&outs, &of_exits),
-            ));
-            return;
-        }
-        if !home.others.is_empty() {
-            let (links, others) = (self.fib.names(&home.links), self.fib.names(&home.others));
-            let of_cni = format!("; if it is a pod of {others}, its rule is gone (the CNI's has priority 1536)");
-            told.note(format!(
-                "{from} lies in a subnet of {others}, too, and no rule says where it belongs: taken is {links}, by which \
-                 it leaves{}",
-                if self.places.vpc_cni { &of_cni } else { "" }
-            ));
-        }
-        // A table may lead by an uplink to whose subnets its source does not belong.
-        let site = place.site.map(|site| site.link);
-        let of_others = holders.iter().any(|link| Some(*link) != site);
-        if !home.proven || place.is_own() || of_others {
-            self.subnet_elsewhere(from, place, &outs, &not_of(&holders), told);
-        }
-    }
-
-    /// Whether a pod leaves by uplinks in whose subnet it lies, and its table leads to others whose subnets are known and
-    /// do not hold it: then it is the table that is wrong.
-    fn subnet_contradicts(&self, place: &Place, home: &[u32], outs: &[u32]) -> bool {
-        let holders = place.holders();
-        let ways: Vec<u32> = outs.iter().copied().filter(|out| self.places.exits.contains(out)).collect();
-        !place.is_own()
-            && !ways.is_empty()
-            && ways.iter().all(|out| holders.contains(out))
-            && home.iter().all(|link| self.places.subnets.contains_key(link) && !holders.contains(link))
-    }
-
-    /// Notes that a packet leaves by others than the interfaces in whose subnet its source lies.
-    fn subnet_elsewhere(&self, from: IpAddr, place: &Place, outs: &[u32], wrong: &[u32], told: &mut Told) {
-        let holders: Vec<u32> = place.holders().into_iter().collect();
-        // Which subnet an uplink with nothing but /32 and /128 addresses lies in, nothing on the node says.
-        let is_local = place.site.is_some_and(|site| holders.contains(&site.link));
-        let known = |link: &u32| place.is_own() || is_local || self.places.subnets.contains_key(link);
-        let wrong: Vec<u32> = wrong.iter().copied().filter(known).collect();
-        if holders.is_empty() || wrong.is_empty() {
-            return;
-        }
-        let is = match place.is_own() && !holders.iter().any(|link| self.places.subnet(*link, from).is_some()) {
-            true => "is an address of",
-            false => "lies in a subnet of",
-        };
-        told.note(format!(
-            "{}, but {from} {is} {}: a network that checks sources drops it, unless its source is translated (NAT is not \
-             looked at)",
-            self.leaves_by(outs, &wrong),
-            self.fib.names(&holders)
-        ));
-    }
-
-    /// Whether one of these leads out of the node.
-    pub fn is_exit(&self, links: &[u32]) -> bool {
-        links.iter().any(|link| self.places.exits.contains(link))
-    }
-
-    /// Notes that the destination is a neighbour on one link, or behind another, and a rule leads elsewhere before that.
-    fn neighbour_passed_by(&self, leg: &Leg, receiver: &Place, outs: &[u32], told: &mut Told) -> bool {
-        let Packet { to, .. } = leg.packet;
-        let (Ending::Route(routes), Some(step)) = (&leg.lookup.end, leg.lookup.steps.last()) else { return false };
-        let rule = named(&step.rule);
-        if let Some(link) = receiver.behind.filter(|link| receiver.site.is_none() && !outs.contains(link)) {
-            let route = self.route_to(to, link, TABLE_MAIN).map(|route| self.fib.show(route)).unwrap_or_default();
-            told.note(format!(
-                "{to} lies behind {} ({route}), but {rule} comes before it and takes the packet to {}",
-                self.fib.name(link),
-                self.fib.names(outs)
-            ));
-        } else if let Some(link) = receiver.neighbours.first().filter(|_| self.elsewhere(receiver, routes, outs)) {
-            told.note(format!(
-                "{to} lies in a subnet of {} ({}), but {rule} comes before it and takes the packet to {}",
-                self.fib.names(&receiver.neighbours),
-                self.subnet(*link, to),
-                self.fib.names(outs)
-            ));
-            return true;
-        }
-        false
-    }
-
-    /// Notes that no router forwards what comes from a link-local address.
-    fn link_local_source(&self, leg: &Leg, outs: &[u32], told: &mut Told) {
-        let via = leg.lookup.ways_out().any(|hop| hop.via.is_some());
-        if via && self.is_exit(outs) && is_link_local(leg.packet.from) {
-            let from = leg.packet.from;
-            told.note(format!("no router forwards what comes from {from}, unless its source is translated"));
-        }
-    }
-
     /// Whether a rule is for what this source sends: by its address or subnet, or by the link of the pod.
     fn is_rule_of(&self, source: IpAddr, rule: &FibRule) -> bool {
         let by_address = rule.from.is_some_and(|from| from.network_length() > 0 && from.contains(&source));
@@ -459,7 +321,7 @@ impl Judge<'_> {
     }
 
     /// Whether a rule of the sender's own led to an empty table, and so the packet goes where others do.
-    fn fell_for_want_of_a_table(&self, leg: &Leg) -> bool {
+    pub fn fell_for_want_of_a_table(&self, leg: &Leg) -> bool {
         let source = leg.packet.from;
         let decided = leg.lookup.steps.last().is_some_and(|step| self.is_rule_of(source, &step.rule));
         let is_empty = |rule: &FibRule| rule.policy_table().is_some_and(|table| !self.fib.tables.contains(&table));
@@ -484,7 +346,7 @@ impl Judge<'_> {
     }
 
     /// The route to an address over a link, the narrowest of the table.
-    fn route_to(&self, address: IpAddr, link: u32, table: u32) -> Option<&FibRoute> {
+    pub fn route_to(&self, address: IpAddr, link: u32, table: u32) -> Option<&FibRoute> {
         let fits = |route: &&FibRoute| {
             route.table == table
                 && route.kind == Kind::Unicast
@@ -494,12 +356,12 @@ impl Judge<'_> {
         self.fib.routes.iter().filter(fits).max_by_key(|route| route.to.network_length())
     }
 
-    fn subnet(&self, link: u32, address: IpAddr) -> String {
+    pub fn subnet(&self, link: u32, address: IpAddr) -> String {
         self.places.subnet(link, address).unwrap_or_else(|| host(address)).to_string()
     }
 }
 
 /// A rule by its priority, and what it says.
-fn named(rule: &FibRule) -> String {
+pub(super) fn named(rule: &FibRule) -> String {
     format!("rule {} ({rule})", rule.priority)
 }

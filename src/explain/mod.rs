@@ -1,7 +1,7 @@
 //! What happens to a packet and to its reply, and where it breaks: pure, over what was seen of the node.
 //!
 //! [`explain`] answers from rules, routes and settings ([`fib`], [`leg`]) and from what the addresses are to this node
-//! ([`places`], which asks the topology); [`judge`] says what breaks and what may be wrong. [`Leg::compare`] then holds
+//! ([`places`], which asks the topology); [`judge`] and [`ways`] say what breaks and what may be wrong. [`Leg::compare`] then holds
 //! each lookup against the kernel's own answer. `sys` reads both. What is shown of it is in [`show`].
 
 pub mod fib;
@@ -11,6 +11,7 @@ pub mod places;
 pub mod show;
 #[cfg(test)]
 mod tests;
+mod ways;
 
 use std::net::IpAddr;
 
