@@ -275,11 +275,16 @@ impl Model {
 
     /// Plans, answering what is asked on the way.
     pub fn plan(&mut self, plan: fn(&Desired, &Observed) -> Result<Plan, Gap>, desired: &Desired) -> Plan {
+        self.see(|seen| plan(desired, seen))
+    }
+
+    /// Answers a question, and what is asked on the way.
+    pub fn see<T>(&mut self, question: impl Fn(&Observed) -> Result<T, Gap>) -> T {
         let mut seen = Observed::default();
         loop {
             self.begun += 1;
-            match plan(desired, &seen) {
-                Ok(plan) => return plan,
+            match question(&seen) {
+                Ok(answer) => return answer,
                 Err(Gap::Unseen(wants)) => wants.into_iter().for_each(|want| self.answer(want, &mut seen)),
                 Err(Gap::Failed(why)) => panic!("{why}"),
             }

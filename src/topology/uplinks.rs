@@ -51,11 +51,8 @@ impl Topology<'_> {
         let mut candidates = self.rule_carriers()?;
         candidates.extend(defaults.iter().chain(&gateways));
         candidates.retain(|index| global.contains(index));
-        let is_uplink = |link: &&Link| match &*link.kind {
-            b"" | b"veth" | b"vlan" | b"bond" | b"team" | b"macvlan" | b"ipvlan" | b"ppp" => true,
-            // Of a bridge, a tunnel, a dummy or what else is made by software: only where a default leaves by it.
-            _ => defaults.contains(&link.dev.index),
-        };
+        // Of a bridge, a tunnel, a dummy or what else is made by software: only where a default leaves by it.
+        let is_uplink = |link: &&Link| is_card(link) || defaults.contains(&link.dev.index);
         let links = self.possible_uplinks(candidates)?;
         Ok(links.into_iter().filter(is_uplink).map(|link| link.dev.index).collect())
     }
@@ -161,4 +158,10 @@ impl Topology<'_> {
         let has = move |family: &Family| addresses.clone().any(|it| Family::of(it.local) == *family);
         Ok(FAMILIES.into_iter().filter(move |family| has(family)))
     }
+}
+
+/// Whether a link is a card, or one of the kinds that stand for one: by these a network may be reached. Any other kind is
+/// a bridge, a tunnel or what else is made by software.
+pub fn is_card(link: &Link) -> bool {
+    matches!(&*link.kind, b"" | b"veth" | b"vlan" | b"bond" | b"team" | b"macvlan" | b"ipvlan" | b"ppp")
 }

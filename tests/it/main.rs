@@ -14,6 +14,8 @@ mod default_routes;
 mod doctor;
 mod dry_run;
 mod explain;
+mod explain_homes;
+mod explain_pings;
 mod forward;
 mod gateways;
 mod journal;
