@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::Finding;
 use super::cure::{after, beside, write_command};
+use super::declared::is_ufws;
 use super::facts::{Facts, shortened};
 use super::ini::Place;
-use crate::desired::{Mode, RpFilter};
-use crate::net::{FORWARD, FORWARD_OF_ALL, Family, IfName, SysctlKey, TABLE_MAIN, family_of, shell_word};
+use crate::desired::{Mode, RpFilter, RpValue};
+use crate::net::{FORWARD, FORWARD_OF_ALL, Family, IfName, PROTO_RA, SysctlKey, TABLE_MAIN, family_of, shell_word};
 use crate::observed::{Gap, SeenRoute};
 use crate::sorted;
 use crate::sysctl_d::{ConfFile, OURS, Occasion, Setting, Settings};
@@ -35,9 +36,11 @@ fn number(setting: &Setting) -> Option<i32> {
     str::from_utf8(&setting.value).ok()?.trim().parse().ok()
 }
 
-/// Whether a value of rp_filter is to be replaced.
+/// Whether a value of rp_filter that a file sets is to be replaced. Off drops nothing: whoever writes it into a file counts
+/// on it, as Cilium and Calico do, unless strict is wanted.
 fn offends(wish: &RpFilter, value: i32) -> bool {
-    value != wish.value.number() && wish.replace.iter().any(|bad| bad.number() == value)
+    let drops_nothing = value == RpValue::Off.number() && wish.value != RpValue::Strict;
+    value != wish.value.number() && !drops_nothing && wish.replace.iter().any(|bad| bad.number() == value)
 }
 
 /// The line that sets an interface's rp_filter to what is to be replaced.
@@ -66,8 +69,9 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
             lines.entry(setting.line).or_insert((setting, Vec::new())).1.push(shell_word(name));
         }
     }
+    let mut found = of_ufw(facts, wish, &wanted);
     if by_file.is_empty() {
-        return Ok(Vec::new());
+        return Ok(found);
     }
     let settings = &facts.files.sysctl;
     let patterns: Vec<_> = wanted.iter().map(|name| pattern(wish, name, &names)).collect();
@@ -84,7 +88,6 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     // Node-fixer's own file leaves the last word to an operator's.
     let ours_wins = last.is_none_or(|last| Path::new(OURS).file_name().is_some_and(|ours| last < ours.as_bytes()));
     let or_ours = if ours_wins { "  # or have node-fixer keep such a file: rp_filter.persist" } else { "" };
-    let mut found = Vec::new();
     for (file, lines) in by_file {
         let said = lines.values().map(|(setting, names)| {
             let value = String::from_utf8_lossy(&setting.value);
@@ -114,6 +117,32 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         found.push(Finding::new(evidence, worst, cure).with(proposals));
     }
     Ok(found)
+}
+
+/// What ufw writes to rp_filter whenever it starts.
+fn of_ufw(facts: &Facts, wish: &RpFilter, names: &[&[u8]]) -> Vec<Finding> {
+    let Some(settings) = &facts.files.ufw else { return Vec::new() };
+    let mut lines: BTreeMap<usize, Said> = BTreeMap::new();
+    for name in names {
+        if let Some(setting) = offender(settings, wish, name) {
+            lines.entry(setting.line).or_insert((setting, Vec::new())).1.push(shell_word(name));
+        }
+    }
+    let Some((first, _)) = lines.values().next() else { return Vec::new() };
+    let said = lines.values().map(|(setting, names)| {
+        let value = String::from_utf8_lossy(&setting.value);
+        format!("{} has {} = {value} for {}", setting.place(), shell_word(&setting.key), shortened(names))
+    });
+    let evidence = format!(
+        "{}; ufw writes it whenever it starts or is reloaded. Wanted is {} ({})",
+        said.collect::<Vec<_>>().join("; "),
+        wish.value.number(),
+        wish.value
+    );
+    let numbers: Vec<_> = lines.keys().map(usize::to_string).collect();
+    let file = shell_word(first.file.as_os_str().as_bytes());
+    let cure = format!("# in {file}, change line {} to {}", numbers.join(", "), wish.value.number());
+    vec![Finding::new(evidence, Some(place(first)), cure)]
 }
 
 /// What a line says of an interface and its like, those of the future included.
@@ -208,7 +237,12 @@ pub fn rp_filter_all(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         return Ok(Vec::new());
     }
     let key = b"net/ipv4/conf/all/rp_filter";
-    let line = facts.files.sysctl.winner(key, Occasion::Boot).filter(|line| number(line) == Some(seen.all));
+    let of = |settings: &'_ Settings| {
+        settings.winner(key, Occasion::Boot).filter(|line| number(line) == Some(seen.all)).cloned()
+    };
+    let ufw = facts.files.ufw.as_ref().and_then(of);
+    let line = ufw.or_else(|| of(&facts.files.sysctl));
+    let line = line.as_ref();
     let by = line.map_or("no file says so".into(), |line| format!("{} says so", line.place()));
     let evidence = format!(
         "net.ipv4.conf.all.rp_filter is {}, and {by}; the kernel takes the greater of it and the interface's own, so it \
@@ -239,13 +273,13 @@ fn forwarding_off(facts: &Facts, family: Family) -> Result<Option<Finding>, Gap>
     if seen.first().copied().flatten().is_none_or(|value| value.trim() != "0") {
         return Ok(None);
     }
-    let pods = facts.pods()?;
+    let pods = facts.topology().vpc_pod_rules()?;
     let mut pods = pods.to.keys().chain(pods.from.keys());
     let need = match () {
         () if facts.desired.masquerade.iter().any(|it| family_of(&it.to_masquerade().source) == family) => {
             "masquerade is declared"
         }
-        () if family == Family::V4 && !facts.desired.bridges.is_empty() => "bridges are declared",
+        () if has_bridge_to_others(facts, family)? => "bridges are declared",
         () if pods.any(|pod| Family::of(*pod) == family) => "pods have their rules here",
         () => return Ok(None),
     };
@@ -260,7 +294,8 @@ fn forwarding_off(facts: &Facts, family: Family) -> Result<Option<Finding>, Gap>
         let last = winners.max_by(|a, b| (a.file.file_name(), a.line).cmp(&(b.file.file_name(), b.line)));
         last.filter(|line| number(line) == Some(0)).cloned()
     };
-    let line = winner(&facts.files.sysctl);
+    let ufw = facts.files.ufw.as_ref().and_then(&winner);
+    let line = ufw.or_else(|| winner(&facts.files.sysctl));
     let by = line.as_ref().map_or("no file of sysctl.d says so".into(), |line| format!("{} says so", line.place()));
     let evidence = format!("{key} is 0, and {by}; but {need}, and nothing of theirs is forwarded");
     let last = line.as_ref().and_then(|line| line.file.file_name()).map(OsStrExt::as_bytes);
@@ -271,16 +306,28 @@ fn forwarding_off(facts: &Facts, family: Family) -> Result<Option<Finding>, Gap>
     let proposal = beside(&existing, &after(file, last), &|path| ConfFile { path, text: text.clone() });
     let now: String = wanted.iter().map(|(key, value)| key.command(value) + " && ").collect();
     let mut cure = now + &write_command(&proposal);
-    if let Some(line) = winner(&facts.files.sysctl.with(proposal.clone())) {
+    let left = line.clone().filter(|line| is_ufws(facts, line));
+    if let Some(line) = left.or_else(|| winner(&facts.files.sysctl.with(proposal.clone()))) {
         cure += &format!("  # and delete line {} of {}", line.line, shell_word(line.file.as_os_str().as_bytes()));
     }
     Ok(Some(Finding::new(evidence, line.as_ref().map(place), cure).with(vec![proposal])))
 }
 
+/// Whether a bridge is declared behind which this node is the router: one in whose subnets no gateway of a default lies,
+/// as it does where the bridge holds the uplink.
+fn has_bridge_to_others(facts: &Facts, family: Family) -> Result<bool, Gap> {
+    let defaults = facts.topology().main_defaults(family)?;
+    let gateways: Vec<_> = defaults.iter().flat_map(SeenRoute::hops).filter_map(|hop| hop.via).collect();
+    Ok(facts.desired.bridges.iter().any(|bridge| {
+        let subnets: Vec<_> = bridge.addresses.iter().map(|it| it.0.network()).collect();
+        let mut subnets = subnets.into_iter().filter(|it| family_of(it) == family).peekable();
+        subnets.peek().is_some() && !subnets.any(|subnet| gateways.iter().any(|gateway| subnet.contains(gateway)))
+    }))
+}
+
 /// The accept_ra of the interfaces whose default route is from router advertisements: at 1 the kernel drops it when it
 /// begins to forward.
 fn by_advertisement(facts: &Facts) -> Result<Vec<SysctlKey>, Gap> {
-    const PROTO_RA: u8 = 9;
     let names = facts.names()?;
     let defaults = facts.table(Family::V6, TABLE_MAIN)?.iter().filter(|route| route.to.network_length() == 0);
     let advertised = defaults.filter(|route| route.protocol == PROTO_RA).flat_map(SeenRoute::hops);

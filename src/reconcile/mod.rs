@@ -14,7 +14,7 @@ mod rp_filter;
 pub mod rules;
 mod sysctls;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use crate::change::Plan;
 use crate::desired::{Desired, Mode};

@@ -48,7 +48,14 @@ pub fn observed(fill: impl FnOnce(&mut Observed)) -> Observed {
 
 pub fn link(index: u32, name: &str) -> Link {
     let name = IfName::new(name.as_bytes()).unwrap();
-    Link { dev: Dev { index, name }, up: true, vrf_slave: false, hardware: Vec::new(), kind: Box::default() }
+    Link {
+        dev: Dev { index, name },
+        up: true,
+        carrier: true,
+        vrf_slave: false,
+        hardware: Vec::new(),
+        kind: Box::default(),
+    }
 }
 
 pub fn rule(from: &str, priority: u32, table: u32) -> Rule {
@@ -269,6 +276,18 @@ impl Model {
         loop {
             match plan(desired, &seen) {
                 Ok(plan) => return plan,
+                Err(Gap::Unseen(wants)) => wants.into_iter().for_each(|want| self.answer(want, &mut seen)),
+                Err(Gap::Failed(why)) => panic!("{why}"),
+            }
+        }
+    }
+
+    /// Asks a question, answering what it asks in turn.
+    pub fn ask<T>(&mut self, question: impl Fn(&Observed) -> Result<T, Gap>) -> T {
+        let mut seen = Observed::default();
+        loop {
+            match question(&seen) {
+                Ok(answer) => return answer,
                 Err(Gap::Unseen(wants)) => wants.into_iter().for_each(|want| self.answer(want, &mut seen)),
                 Err(Gap::Failed(why)) => panic!("{why}"),
             }

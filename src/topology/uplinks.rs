@@ -15,6 +15,12 @@ use crate::observed::{Gap, Link, SeenRoute};
 /// The families of a node.
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
+/// Whether a link is of a kind that leads out of a node: a card, or what is built on one. The names of veths tell no
+/// more: in a namespace they are uplinks.
+fn is_of_uplink_kind(link: &Link) -> bool {
+    matches!(&*link.kind, b"" | b"veth" | b"vlan" | b"bond" | b"team" | b"macvlan" | b"ipvlan" | b"ppp")
+}
+
 /// The links by which packets leave the node.
 #[derive(Debug, Default)]
 pub struct Exits {
@@ -40,15 +46,31 @@ impl Topology<'_> {
         let links = self.observed.links(candidates.iter().copied())?;
         let is_uplink = |link: &&Link| match &*link.kind {
             b"vrf" | b"dummy" => false,
-            b"" | b"veth" | b"vlan" | b"bond" | b"team" | b"macvlan" | b"ipvlan" | b"ppp" => true,
             // Of a bridge, a tunnel or what else is made by software: only where a default leaves by it.
-            _ => defaults.contains(&link.dev.index),
+            _ => is_of_uplink_kind(link) || defaults.contains(&link.dev.index),
         };
         let links = links.into_iter().flatten().filter(is_uplink);
         Ok(links
             .filter(|link| !link.vrf_slave && !is_pod_link(&link.dev.name, false))
             .map(|link| link.dev.index)
             .collect())
+    }
+
+    /// Those of these links that are made as uplinks are and no pod's: a subnet of theirs lies outside the node, though no
+    /// table leads by them yet.
+    ///
+    /// # Errors
+    ///
+    /// What has to be looked at first.
+    pub fn outward(&self, links: impl IntoIterator<Item = u32>) -> Result<BTreeSet<u32>, Gap> {
+        let links = self.observed.links(links)?.into_iter().flatten();
+        let is_one = |link: &&Link| {
+            is_of_uplink_kind(link)
+                && !link.vrf_slave
+                && link.dev.index != LOOPBACK
+                && !is_pod_link(&link.dev.name, false)
+        };
+        Ok(links.filter(is_one).map(|link| link.dev.index).collect())
     }
 
     /// The links by which the defaults of the main table, and the defaults and gateways of policy tables, leave. Not all
