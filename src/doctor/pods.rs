@@ -8,7 +8,7 @@ use cidr::IpCidr;
 use super::Finding;
 use super::facts::{Facts, shortened};
 use super::tables::exits;
-use crate::net::{Family, PROTO_DECLARED, Rule, Selector, SysctlKey, TABLE_MAIN, UPLINK_RULE_PRIORITY};
+use crate::net::{Family, PROTO_DECLARED, PROTO_KERNEL, Rule, Selector, SysctlKey, TABLE_MAIN, UPLINK_RULE_PRIORITY};
 use crate::observed::{Address, Gap, SeenRoute, Target};
 use crate::sorted;
 use crate::topology::cni::{FROM_POD, TO_POD};
@@ -226,7 +226,11 @@ fn unconfigure(facts: &Facts, address: &Address, name: &str) -> Result<String, G
     let addresses = topology.addresses(address.index, Family::of(address.local))?;
     let others: Vec<&Address> = addresses.filter(|it| it.local != address.local).collect();
     // The last one takes the interface's routes along, in all tables.
-    if !others.iter().any(|it| it.global) {
+    let tables = facts.named_tables()?;
+    let is_used = |route: &SeenRoute| {
+        route.protocol != PROTO_KERNEL && route.hops().iter().any(|hop| hop.oif == Some(address.index))
+    };
+    if !others.iter().any(|it| it.global) && tables.into_values().flatten().any(is_used) {
         return Ok(format!(
             "# give {name} its own address first: with its last address the kernel drops all of its routes, and the pods' \
              with them; then delete {}/{}",

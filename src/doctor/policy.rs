@@ -217,23 +217,27 @@ pub fn pod_with_two_rules(facts: &Facts) -> Result<Vec<Finding>, Gap> {
             let same: Vec<&Rule> = rules.iter().filter(|rule| rule.selector.to == to).copied().collect();
             let tables = sorted::set(same.iter().map(|rule| rule.table));
             if tables.len() > 1 {
-                found.push(one_of_two(facts, *pod, &same, &tables)?);
+                found.extend(one_of_two(facts, *pod, &same, &tables)?);
             }
         }
     }
     Ok(found)
 }
 
-fn one_of_two(facts: &Facts, pod: IpAddr, rules: &[&Rule], tables: &BTreeSet<u32>) -> Result<Finding, Gap> {
+fn one_of_two(facts: &Facts, pod: IpAddr, rules: &[&Rule], tables: &BTreeSet<u32>) -> Result<Option<Finding>, Gap> {
     let topology = facts.topology();
     let family = Family::of(pod);
     let holders = topology.outward(topology.connected(pod)?)?;
-    let mut right = BTreeSet::new();
+    let (mut right, mut ways) = (BTreeSet::new(), BTreeSet::new());
     for table in tables {
         let exits = exits(facts.table(family, *table)?);
         if !exits.is_empty() && exits.is_subset(&holders) {
             right.insert(*table);
         }
+        ways.insert(exits);
+    }
+    if ways.len() == 1 {
+        return Ok(None); // they lead the same way
     }
     let listed = tables.iter().map(u32::to_string).collect::<Vec<_>>().join(" and ");
     let start = format!("{pod} has {} rules {FROM_POD}, to tables {listed}", rules.len());
@@ -241,7 +245,7 @@ fn one_of_two(facts: &Facts, pod: IpAddr, rules: &[&Rule], tables: &BTreeSet<u32
         let evidence =
             format!("{start}, and nothing tells which of them is its own; the first one counts that has a route");
         let cure = format!("# recreate the pod {pod} (kubectl delete pod): its rules go with it");
-        return Ok(Finding::new(evidence, None, cure));
+        return Ok(Some(Finding::new(evidence, None, cure)));
     };
     let stale: Vec<&Rule> = rules.iter().filter(|rule| rule.table != *table).copied().collect();
     let evidence = format!(
@@ -250,5 +254,5 @@ fn one_of_two(facts: &Facts, pod: IpAddr, rules: &[&Rule], tables: &BTreeSet<u32
         facts.names_of(holders)?,
         shortened(stale.iter().map(|rule| rule.table))
     );
-    Ok(Finding::new(evidence, None, deleted(&stale, None)))
+    Ok(Some(Finding::new(evidence, None, deleted(&stale, None))))
 }

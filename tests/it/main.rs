@@ -8,6 +8,7 @@ mod cli;
 mod config;
 mod containerd;
 mod contention;
+mod cure;
 mod declared;
 mod default_routes;
 mod doctor;
