@@ -104,7 +104,9 @@ fn finding(facts: &Facts, overruled: &[Overruled]) -> Finding {
         return Finding::new(evidence, place.clone(), by_hand());
     }
     let last = overruled.iter().filter_map(|it| it.line.file.file_name()).map(OsStrExt::as_bytes).max();
-    let lines = overruled.iter().map(|it| [it.key.as_slice(), b" = ", it.value.as_bytes(), b"\n"].concat());
+    // By the name that the other line has: what is said again with the same value stays in its earlier place.
+    let name = |it: &Overruled| if it.line.glob { it.key.clone() } else { it.line.key.clone() };
+    let lines = overruled.iter().map(|it| [name(it).as_slice(), b" = ", it.value.as_bytes(), b"\n"].concat());
     let text = [&b"# What node-fixer's configuration declares.\n"[..], &lines.collect::<Vec<_>>().concat()].concat();
     let existing: Vec<&ConfFile> = facts.files.sysctl.files().iter().collect();
     let file = beside(&existing, &after(FILE, last), &|path| ConfFile { path, text: text.clone() });

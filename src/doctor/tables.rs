@@ -305,7 +305,8 @@ pub fn table_by_other_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap> {
             continue;
         }
         let evidence = format!(
-            "table {table} leads by {}, but its pods {} lie in the subnet of {}: the network drops what they send there, for              their addresses belong to another network interface",
+            "table {table} leads by {}, but its pods {} lie in the subnet of {}: the network drops what they send there, for \
+             their addresses belong to another network interface",
             facts.names_of(exits)?,
             shortened(&strangers),
             facts.names_of(theirs)?
@@ -348,7 +349,9 @@ pub fn table_without_rule(facts: &Facts) -> Result<Vec<Finding>, Gap> {
                 continue;
             }
             let evidence = format!(
-                "table {} has a {family} default route by {}, and no rule leads to it, so that nothing takes this way; {plugin}                  is here, and such tables are made for rules of single pods: something may have removed them, as                  systemd-networkd does when it restarts",
+                "table {} has an {family} default route by {}, and no rule leads to it, so that nothing takes this way; \
+                 {plugin} is here, and such tables are made for rules of single pods: something may have removed them, as \
+                 systemd-networkd does when it restarts",
                 table_name(route.table),
                 facts.names_of(by)?
             );

@@ -44,7 +44,9 @@ pub fn find(topology: Topology, family: Family, broken: &Broken) -> Result<Verdi
     if topology.observed().links(used.iter().copied())?.iter().flatten().any(|link| link.vrf_slave) {
         return Ok(Verdict::OfVrf);
     }
-    let sources = topology.rules()?.filter_map(sends).filter(|(_, table)| *table == broken.table);
+    // A rule for one destination, as to a name server of the node, says nothing of the way out.
+    let for_more = topology.rules()?.filter(|rule| !rule.selector.to.is_some_and(|to| to.is_host_address()));
+    let sources = for_more.filter_map(sends).filter(|(_, table)| *table == broken.table);
     let sources: BTreeSet<IpAddr> = sources.map(|(source, _)| source).collect();
     let local = topology.observed().addresses()?.iter().map(|it| it.local);
     let own = local.filter(|local| Family::of(*local) == family && sources.contains(local)).collect();

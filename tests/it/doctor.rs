@@ -22,22 +22,22 @@ const SYSCTL_50_REDHAT: &str = "# Source route verification\nnet.ipv4.conf.defau
     net.ipv4.conf.*.rp_filter = 1\n-net.ipv4.conf.all.rp_filter\n";
 const LINK_99_DEFAULT: &str =
     "[Match]\nOriginalName=*\n\n[Link]\nNamePolicy=keep kernel database\nMACAddressPolicy=persistent\n";
-const KEEP_FOREIGN: &str = "[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n";
+pub const KEEP_FOREIGN: &str = "[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n";
 
 /// A node: a network namespace, a scratch root and a configuration.
-struct Patient {
-    node: Worker,
-    root: tempfile::TempDir,
-    config: String,
+pub struct Patient {
+    pub node: Worker,
+    pub root: tempfile::TempDir,
+    pub config: String,
 }
 
-fn write(root: &Path, path: &str, text: &str) {
+pub fn write(root: &Path, path: &str, text: &str) {
     let file = root.join(path);
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
     std::fs::write(file, text).unwrap();
 }
 
-fn doctor(net: &Netns, root: &Path, config: &str, args: &[&str]) -> Ran {
+pub fn doctor(net: &Netns, root: &Path, config: &str, args: &[&str]) -> Ran {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("config.yaml");
     std::fs::write(&file, format!("version: 1\n{config}\n")).unwrap();
@@ -56,7 +56,7 @@ fn settled(net: &Netns) -> String {
 }
 
 /// Causes with the files that they are in, of a run that could see everything.
-fn causes(ran: &Ran) -> Vec<(String, String)> {
+pub fn causes(ran: &Ran) -> Vec<(String, String)> {
     let json = ran.json();
     assert_eq!(json["unseen"], Value::Array(vec![]), "{ran:?}");
     let findings = json["findings"].as_array().unwrap().clone();
@@ -76,13 +76,13 @@ fn assert_safe(cure: &str) {
 }
 
 impl Patient {
-    fn of(node: Worker) -> Patient {
+    pub fn of(node: Worker) -> Patient {
         Patient { node, root: tempfile::tempdir().unwrap(), config: String::new() }
     }
 
     /// A healthy worker with the VPC CNI: two uplinks, a pod of each, and the files of a distribution that knows of
     /// the CNI.
-    fn of_vpc_cni() -> Patient {
+    pub fn of_vpc_cni() -> Patient {
         let node = Worker::new().with_pod(100).with_pod(101).with_loose_rp_filter();
         node.net.ip("rule add priority 1024 fwmark 0x80/0x80 lookup main");
         let patient = Patient::of(node);
@@ -96,30 +96,30 @@ impl Patient {
         patient
     }
 
-    fn file(&self, path: &str, text: &str) {
+    pub fn file(&self, path: &str, text: &str) {
         write(self.root.path(), path, text);
     }
 
-    fn index(&self, link: &str) -> u64 {
+    pub fn index(&self, link: &str) -> u64 {
         self.node.net.ip_json(&format!("link show dev {link}"))[0]["ifindex"].as_u64().unwrap()
     }
 
     /// systemd-networkd runs and says this of an interface.
-    fn networkd(&self, link: &str, state: &str) {
+    pub fn networkd(&self, link: &str, state: &str) {
         self.file("run/systemd/netif/state", "OPER_STATE=routable\n");
         self.file(&format!("run/systemd/netif/links/{}", self.index(link)), state);
     }
 
-    fn examined(&self, args: &[&str]) -> Ran {
+    pub fn examined(&self, args: &[&str]) -> Ran {
         doctor(&self.node.net, self.root.path(), &self.config, args)
     }
 
-    fn causes(&self) -> Vec<(String, String)> {
+    pub fn causes(&self) -> Vec<(String, String)> {
         causes(&self.examined(&["--output", "json"]))
     }
 
     /// The one cause that is found, its evidence and its cure.
-    fn only(&self, cause: &str, file: &str) -> (String, String) {
+    pub fn only(&self, cause: &str, file: &str) -> (String, String) {
         let ran = self.examined(&["--output", "json"]);
         assert_eq!(causes(&ran), [(cause.to_owned(), file.to_owned())], "{ran:?}");
         let finding = &ran.json()["findings"][0];
@@ -127,7 +127,7 @@ impl Patient {
     }
 
     /// The cure is carried out, everything works that worked before, and then nothing is found.
-    fn is_cured_by(&self, cure: &str) {
+    pub fn is_cured_by(&self, cure: &str) {
         let before = cure::working(&self.node);
         cure::carry_out(&self.node.net, self.root.path(), cure);
         assert_eq!(self.causes(), [], "after: {cure}");

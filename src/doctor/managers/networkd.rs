@@ -138,7 +138,7 @@ fn kept(facts: &Facts, uplinks: &[VpcUplink], managed: impl Fn(u32) -> bool) -> 
             kept.push(name);
         }
     }
-    Ok((!first.is_empty() && !kept.is_empty()).then_some(kept))
+    Ok((!kept.is_empty()).then_some(kept))
 }
 
 /// A name that can stand in a list of systemd's and of NetworkManager's.
