@@ -51,6 +51,17 @@ fn offender<'a>(settings: &'a Settings, wish: &RpFilter, name: &[u8]) -> Option<
     })
 }
 
+/// Whether an interface is left at off, which drops nothing, and a cure must not raise it: a file says so, or it is
+/// `default` and no file says anything.
+fn is_left_off(settings: &Settings, wish: &RpFilter, name: &[u8], live_default: i32) -> bool {
+    if wish.value == RpValue::Strict || offender(settings, wish, name).is_some() {
+        return false;
+    }
+    let said = settings.winner(&key_of(name), Occasion::Boot).and_then(number);
+    let live = (name == DEFAULT).then_some(live_default);
+    said.or(live) == Some(RpValue::Off.number())
+}
+
 /// A line, and the interfaces that it decides about.
 type Said<'a> = (&'a Setting, Vec<Cow<'a, str>>);
 
@@ -61,7 +72,10 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     }
     let links = facts.names()?;
     let names: Vec<&[u8]> = [DEFAULT].into_iter().chain(links.values().map(|name| name.as_bytes())).collect();
-    let wanted: Vec<&[u8]> = names.iter().copied().filter(|name| wish.interfaces.is_match(name)).collect();
+    let live = facts.observed.rp_filters()?.default;
+    let is_left = |name: &[u8]| is_left_off(&facts.files.sysctl, wish, name, live);
+    let wanted: Vec<&[u8]> =
+        names.iter().copied().filter(|name| wish.interfaces.is_match(name) && !is_left(name)).collect();
     let mut by_file: BTreeMap<&Path, BTreeMap<usize, Said>> = BTreeMap::new();
     for name in &wanted {
         if let Some(setting) = offender(&facts.files.sysctl, wish, name) {
@@ -74,7 +88,7 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         return Ok(found);
     }
     let settings = &facts.files.sysctl;
-    let patterns: Vec<_> = wanted.iter().map(|name| pattern(wish, name, &names)).collect();
+    let patterns: Vec<_> = wanted.iter().map(|name| pattern(wish, name, &names, &wanted)).collect();
     let to_come = patterns.iter().flatten().map(|pattern| pattern.to_come.as_slice());
     let offenders = wanted.iter().copied().chain(to_come.clone()).filter_map(|name| offender(settings, wish, name));
     let last = offenders.filter_map(|line| line.file.file_name()).map(OsStrExt::as_bytes).max();
@@ -154,9 +168,9 @@ struct Pattern {
 }
 
 /// The pattern for a name; none where it would find an interface that is not wanted.
-fn pattern(wish: &RpFilter, name: &[u8], names: &[&[u8]]) -> Option<Pattern> {
+fn pattern(wish: &RpFilter, name: &[u8], names: &[&[u8]], wanted: &[&[u8]]) -> Option<Pattern> {
     let stem = name.get(..name.iter().take_while(|byte| byte.is_ascii_lowercase()).count())?;
-    let is_strange = |it: &&[u8]| it.starts_with(stem) && !wish.interfaces.is_match(it);
+    let is_strange = |it: &&[u8]| it.starts_with(stem) && !wanted.contains(it);
     // `all` is written in no case.
     if stem.is_empty() || stem == name || b"all".starts_with(stem) || names.iter().any(is_strange) {
         return None;

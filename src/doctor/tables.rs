@@ -140,8 +140,13 @@ pub fn table_without_default(facts: &Facts) -> Result<Vec<Finding>, Gap> {
 /// Empty tables that rules lead to, with the sources that are still here: pods with a route, addresses of this node.
 pub fn empty<'a>(facts: &'a Facts) -> Result<Vec<(Broken<'a>, BTreeSet<IpAddr>)>, Gap> {
     let mut found = Vec::new();
-    for broken in broken(facts)?.into_iter().filter(|broken| broken.routes.is_empty()) {
-        let (pods, own) = (facts.topology().pods()?, facts.observed.addresses()?);
+    let mut broken = broken(facts)?;
+    broken.retain(|broken| broken.routes.is_empty());
+    if broken.is_empty() {
+        return Ok(found);
+    }
+    let (pods, own) = (facts.topology().pods()?, facts.observed.addresses()?);
+    for broken in broken {
         let here = |source: &&IpAddr| own.iter().any(|it| it.local == **source) || pods.contains_key(*source);
         let alive = sorted::set(broken.sources().iter().filter(here).copied());
         found.push((broken, alive));
@@ -330,6 +335,9 @@ pub fn table_without_rule(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let Some(plugin) = topology.other_cni()? else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for family in [Family::V4, Family::V6] {
+        if !has_pods_without_rules(facts, family)? {
+            continue;
+        }
         let rules = facts.observed.rules()?;
         let unread = |rule: &SeenRule| matches!(rule, SeenRule::Other { family: of, .. } if *of == family);
         if rules.iter().any(unread) {
@@ -360,6 +368,23 @@ pub fn table_without_rule(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         }
     }
     Ok(found)
+}
+
+/// Whether there are pods, and no rule for any of them. A plugin keeps the table of an uplink that no pod uses: a table
+/// without a rule alone tells nothing. Behind one gateway interface pods have no routes of their own; there no rule may be
+/// for any single address.
+fn has_pods_without_rules(facts: &Facts, family: Family) -> Result<bool, Gap> {
+    let topology = facts.topology();
+    let mut pods = topology.pods()?;
+    pods.retain(|pod, _| Family::of(*pod) == family);
+    let rules = facts.rules()?.into_iter().filter(|rule| rule.family == family);
+    let named: Vec<IpAddr> =
+        rules.flat_map(|rule| [host(rule.selector.from.as_ref()), host(rule.selector.to.as_ref())]).flatten().collect();
+    if !pods.is_empty() {
+        return Ok(!named.iter().any(|address| pods.contains_key(address)));
+    }
+    let shared = |name: &[u8]| name == b"cilium_host" || name.starts_with(b"ovn-k8s-mp");
+    Ok(named.is_empty() && facts.names()?.values().any(|name| shared(name.as_bytes())))
 }
 
 /// A declared bridge that the default route leaves by, and that no port leads out of.

@@ -307,6 +307,10 @@ fn a_plugins_file_that_switches_rp_filter_off_is_nothing() {
         &off.replace("default.rp_filter = 0", "default.rp_filter = 1"),
     );
     patient.only("rp_filter_sysctl", "/etc/sysctl.d/99-zzz-override_cilium.conf:3");
+    // The cure of a strict interface raises no other from off, nor those that are to come.
+    patient.file("etc/sysctl.d/99-zzz-override_cilium.conf", &format!("{off}net.ipv4.conf.eth1.rp_filter = 1\n"));
+    let (_, cure) = patient.only("rp_filter_sysctl", "/etc/sysctl.d/99-zzz-override_cilium.conf:4");
+    assert!(cure.contains("'-net.ipv4.conf.eth1.rp_filter = 2' >") && !cure.contains("default"), "{cure}");
     // Who wants strict is told of it.
     patient.file("etc/sysctl.d/99-zzz-override_cilium.conf", off);
     let strict = "rp_filter: {value: strict, replace: [off]}";
@@ -418,6 +422,9 @@ fn a_networks_rules_that_are_gone_are_no_matter_of_the_cni() {
     let ran = examined();
     assert_eq!(names(&ran), ["table_without_rule"]);
     assert_speaks_of_no_cni(&ran);
+    // Of an uplink that no pod uses a plugin keeps the table.
+    net.ip("rule add priority 512 to 10.0.0.101 lookup main");
+    assert_eq!(names(&examined()), Vec::<String>::new(), "a pod of another uplink has its rules");
     net.ip("rule add priority 2048 from 10.0.0.101 lookup 1003");
     net.ip("route flush table 1003");
     let ran = examined();
@@ -587,10 +594,13 @@ fn nm_cloud_setup_is_told_beside_any_network_plugin() {
     assert_speaks_of_no_cni(&ran);
     let (_, cure) = finding(&ran, "nm_cloud_setup");
     // What eth1's own address sends has no other way out.
-    let kept = |line: &&str| line.starts_with('#') && line.contains("10.0.1.10");
-    assert_eq!(cure.lines().filter(kept).count(), 2, "{cure}");
-    assert!(cure.lines().any(|line| line.starts_with("ip rule del priority 30200 from 10.0.0.10")), "{cure}");
-    assert!(cure.ends_with("# and then: ip rule del priority 30350"), "{cure}");
+    assert!(cure.starts_with("# only once 10.0.1.10 has a policy table of its own"), "{cure}");
+    assert!(cure.lines().all(|line| line.starts_with('#')), "{cure}");
+    net.ip("route add default via 10.0.1.1 dev eth1 table 101");
+    net.ip("rule add priority 101 from 10.0.1.10 lookup 101");
+    let (_, cure) = finding(&examined(), "nm_cloud_setup");
+    assert!(cure.starts_with("systemctl disable --now nm-cloud-setup.timer") && !cure.contains('#'), "{cure}");
+    assert!(cure.ends_with("\nip rule del priority 30350") && !cure.contains("priority 101 "), "{cure}");
 }
 
 #[test]

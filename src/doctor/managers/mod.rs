@@ -3,7 +3,7 @@
 
 pub mod networkd;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -27,31 +27,41 @@ fn beside_the_cni<'a>(facts: &'a Facts, of: &[Owner]) -> Result<Vec<&'a Rule>, G
     if !topology.is_vpc_cni()? {
         return Ok(found);
     }
-    for rule in facts.rules()? {
-        let candidate = host(rule.selector.from.as_ref()).is_some();
-        if candidate
-            && of.contains(&topology.owner_of_table(rule.family, rule.table)?)
-            && topology.concerns_vpc_cni(rule)?
-        {
+    let mut owners: BTreeMap<(Family, u32), Owner> = BTreeMap::new();
+    for rule in facts.rules()?.into_iter().filter(|rule| host(rule.selector.from.as_ref()).is_some()) {
+        let table = (rule.family, rule.table);
+        let owner = match owners.get(&table) {
+            Some(owner) => *owner,
+            None => topology.owner_of_table(rule.family, rule.table)?,
+        };
+        owners.insert(table, owner);
+        if of.contains(&owner) && topology.concerns_vpc_cni(rule)? {
             found.push(rule);
         }
     }
     Ok(found)
 }
 
-/// The commands that delete rules; as comments those whose source would lose its way out.
-fn deleted(facts: &Facts, rules: &[&Rule]) -> Result<String, Gap> {
-    let mut lines = Vec::new();
-    for rule in rules {
-        let command = rule.command("del");
-        match sends(rule) {
-            Some((source, _)) if !has_another_way(facts, source, rules)? => {
-                lines.push(format!("# only once {source} has a rule of its own again: {command}"));
-            }
-            _ => lines.push(command),
+/// What stops a program, and the commands that delete its rules. All of it as comments where the rules are the only way
+/// out of some address of this node: there the program's set-up is needed.
+fn stopped(facts: &Facts, stop: Vec<String>, rules: &[&Rule], last: Vec<String>) -> Result<String, Gap> {
+    let mut needed = BTreeSet::new();
+    for (source, _) in rules.iter().filter_map(|rule| sends(rule)) {
+        if !has_another_way(facts, source, rules)? {
+            needed.insert(source);
         }
     }
-    Ok(lines.join("\n"))
+    let rules = rules.iter().map(|rule| rule.command("del"));
+    let lines: Vec<String> = stop.into_iter().chain(rules).chain(last).collect();
+    if needed.is_empty() {
+        return Ok(lines.join("\n"));
+    }
+    let lines = lines.iter().map(|line| format!("\n# {line}"));
+    Ok(format!(
+        "# only once {} has a policy table of its own again, for which the program that does it now is needed:{}",
+        shortened(needed),
+        lines.collect::<String>()
+    ))
 }
 
 /// Whether what a source sends gets out by its own uplink without these rules.
@@ -114,13 +124,8 @@ pub fn nm_cloud_setup(facts: &Facts) -> Result<Vec<Finding>, Gap> {
          pods among them, and leads them to tables of its own; it does not work {beside}",
         shortened(priorities)
     );
-    let deleted = deleted(facts, &rules)?;
-    // While some of its rules stay, so does the one that keeps what is local from their tables.
-    let stays = deleted.lines().any(|line| line.starts_with('#'));
     let stop = "systemctl disable --now nm-cloud-setup.timer nm-cloud-setup.service".to_owned();
-    let last = lines.into_iter().map(|line| if stays { format!("# and then: {line}") } else { line });
-    let lines = [stop, deleted].into_iter().chain(last).filter(|line| !line.is_empty());
-    let cure = lines.collect::<Vec<_>>().join("\n");
+    let cure = stopped(facts, vec![stop], &rules, lines)?;
     Ok(vec![Finding::new(evidence, unit(facts, "nm-cloud-setup"), cure)])
 }
 
@@ -164,12 +169,14 @@ pub fn ec2_net_utils(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         rules.len(),
         shortened(sorted::set(rules.iter().map(|rule| rule.table)))
     );
-    let mut lines = Vec::new();
-    for name in carriers(facts, &rules)? {
-        lines.push(format!("systemctl disable --now refresh-policy-routes@{name}.timer policy-routes@{name}.service"));
-    }
-    lines.push(deleted(facts, &rules)?);
-    Ok(vec![Finding::new(evidence, place, lines.join("\n"))])
+    // To stop the service itself could take the interface's addresses, and with them the CNI's routes.
+    let stop = carriers(facts, &rules)?.into_iter().flat_map(|name| {
+        let units =
+            ["disable --now refresh-policy-routes@", "disable policy-routes@"].into_iter().zip(["timer", "service"]);
+        units.map(move |(what, kind)| format!("systemctl {what}{name}.{kind}")).collect::<Vec<_>>()
+    });
+    let cure = stopped(facts, stop.collect(), &rules, Vec::new())?;
+    Ok(vec![Finding::new(evidence, place, cure)])
 }
 
 pub fn cloud_init_policy_tables(facts: &Facts) -> Result<Vec<Finding>, Gap> {
@@ -188,7 +195,7 @@ pub fn cloud_init_policy_tables(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let text =
         "# The secondary uplinks are the CNI's.\ndatasource:\n  Ec2:\n    apply_full_imds_network_config: false\n";
     let file = proposed(&facts.files.of_cures, Path::new(CLOUD_INIT_FILE), text);
-    let cure =
-        format!("{}  # counts from the next boot; until then:\n{}", write_command(&file), deleted(facts, &rules)?);
+    let stop = format!("{}  # counts from the next boot; until then:", write_command(&file));
+    let cure = stopped(facts, vec![stop], &rules, Vec::new())?;
     Ok(vec![Finding::new(evidence, place, cure).with(vec![file])])
 }
