@@ -4,6 +4,7 @@
 //! check asks for what has not been looked at yet by failing with a [`Gap`], as reconcilers do. [`look`] reads and
 //! looks, [`report`] shows.
 
+mod bridges;
 mod cure;
 mod declared;
 pub mod facts;
@@ -74,7 +75,7 @@ pub const ALL: &[Check] = &[
         cause: "bridge_without_carrier",
         title: "the default route leaves by a declared bridge that leads nowhere",
         breaks: &["bridges"],
-        check: tables::bridge_without_carrier,
+        check: bridges::without_carrier,
     },
     Check {
         cause: "table_host_route_only",

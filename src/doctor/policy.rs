@@ -7,7 +7,7 @@ use super::Finding;
 use super::facts::{Facts, shortened};
 use super::managers::networkd;
 use super::tables::exits;
-use crate::net::{Family, IfName, Rule, Selector, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, UPLINK_RULE_PRIORITY};
+use crate::net::{Family, IfName, Rule, Selector, TABLE_LOCAL, TABLE_MAIN, UPLINK_RULE_PRIORITY};
 use crate::observed::{Gap, SeenRoute};
 use crate::sorted;
 use crate::topology::cni::{BRANCH, FROM_POD, MARK, MARKED, TO_POD, is_branch_link, is_pod_link};
@@ -37,7 +37,6 @@ pub fn kernel_rules_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         let cure = rule.command("add") + &file;
         Finding::new(evidence, remover.place.clone(), cure).with(vec![remover.file.clone()])
     };
-    debug_assert!(missing.iter().all(|rule| matches!(rule.table, TABLE_LOCAL | TABLE_MAIN | TABLE_DEFAULT)));
     Ok(missing.iter().enumerate().map(finding).collect())
 }
 

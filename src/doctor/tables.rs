@@ -7,13 +7,13 @@ use super::Finding;
 use super::facts::{Facts, shortened};
 use crate::change::Change;
 use crate::net::{Family, PROTO_STATIC, Rule, UPLINK_RULE_PRIORITY, table_name};
-use crate::observed::{Gap, Link, RouteSet, SeenRoute, SeenRule};
+use crate::observed::{Gap, RouteSet, SeenRoute, SeenRule};
 use crate::reconcile::default_routes;
 use crate::reconcile::gateway::{self, Verdict};
 use crate::sorted;
 use crate::topology::owners::Owner;
 use crate::topology::starting_rules::EVERYTHING;
-use crate::topology::{LOOPBACK, Topology, has_default, host, is_kernels, sends};
+use crate::topology::{Topology, has_default, host, is_kernels, sends};
 
 /// `RTPROT_BOOT`, which programs give to their routes that have no number of their own.
 const PROTO_BOOT: u8 = 3;
@@ -44,16 +44,17 @@ impl Broken<'_> {
         self.routes.iter().filter(to_host).collect()
     }
 
-    /// Whether each of its sources is an address of this node, in a table that its program never leaves without a
-    /// default: others lead such an address to some networks alone, as to a storage network.
+    /// Whether each of its sources is an address of this node that has routes to some networks by its own interface, as to
+    /// a storage network, in a table that its program does not always give a default.
     fn is_deliberate(&self, topology: Topology) -> Result<bool, Gap> {
         let has_always =
             matches!(self.owner, Owner::VpcCni | Owner::Nodeadm | Owner::Ec2NetUtils | Owner::NmCloudSetup);
         if has_always || !self.what.links.is_empty() {
             return Ok(false);
         }
+        let used = sorted::set(self.routes.iter().flat_map(SeenRoute::hops).filter_map(|hop| hop.oif));
         for source in self.sources() {
-            if !topology.is_own(*source)? {
+            if topology.carriers(*source)?.is_disjoint(&used) {
                 return Ok(false);
             }
         }
@@ -316,13 +317,13 @@ pub fn table_by_other_uplink(facts: &Facts) -> Result<Vec<Finding>, Gap> {
             shortened(&strangers),
             facts.names_of(theirs)?
         );
-        let cure = format!("# recreate the pods {} (kubectl delete pod): no route helps", strangers_listed(&strangers));
+        let cure = format!("# recreate the pods {} (kubectl delete pod): no route helps", listed(&strangers));
         found.push(Finding::new(evidence, None, cure));
     }
     Ok(found)
 }
 
-fn strangers_listed(pods: &[IpAddr]) -> String {
+fn listed(pods: &[IpAddr]) -> String {
     pods.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
@@ -385,35 +386,4 @@ fn has_pods_without_rules(facts: &Facts, family: Family) -> Result<bool, Gap> {
     }
     let shared = |name: &[u8]| name == b"cilium_host" || name.starts_with(b"ovn-k8s-mp");
     Ok(named.is_empty() && facts.names()?.values().any(|name| shared(name.as_bytes())))
-}
-
-/// A declared bridge that the default route leaves by, and that no port leads out of.
-pub fn bridge_without_carrier(facts: &Facts) -> Result<Vec<Finding>, Gap> {
-    let declared: Vec<_> = facts.desired.bridges.iter().map(|bridge| bridge.name.clone()).collect();
-    if declared.is_empty() {
-        return Ok(Vec::new());
-    }
-    let topology = facts.topology();
-    let mut over = BTreeSet::new();
-    for family in [Family::V4, Family::V6] {
-        let defaults = topology.main_defaults(family)?;
-        over.extend(defaults.iter().flat_map(SeenRoute::hops).filter_map(|hop| hop.oif));
-    }
-    let links = facts.observed.links_named(declared)?.into_iter().flatten();
-    let dead = |link: &&Link| over.contains(&link.dev.index) && !link.carrier && link.dev.index != LOOPBACK;
-    let finding = |link: &Link| {
-        let name = &link.dev.name;
-        let (evidence, cure) = if link.up {
-            let evidence = format!(
-                "the default route leaves by {name}, and {name} has no carrier: no port of it is up, as where its uplink was \
-                 taken out of it"
-            );
-            (evidence, format!("# make the uplink a port of {name} again, here and in the file of its network manager"))
-        } else {
-            let evidence = format!("the default route leaves by {name}, and {name} is down");
-            (evidence, format!("ip link set dev {name} up"))
-        };
-        Finding::new(evidence, None, cure)
-    };
-    Ok(links.filter(dead).map(finding).collect())
 }

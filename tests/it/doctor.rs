@@ -46,7 +46,21 @@ pub fn doctor(net: &Netns, root: &Path, config: &str, args: &[&str]) -> Ran {
     let before = settled(net);
     let ran = finish(net.output(&mut command));
     assert_eq!(settled(net), before, "it changes nothing");
+    assert!(has_marks_of_vpc_cni(net) || !ran.out.contains("CNI"), "there is none here: {}", ran.out);
     ran
+}
+
+/// Whether anything of the VPC CNI's is here: its mark, a link of its names, or rules of all its priorities.
+fn has_marks_of_vpc_cni(net: &Netns) -> bool {
+    let rules = net.ip("rule");
+    let of_cni = |name: &str| {
+        let digits = name.strip_prefix("eni").or_else(|| name.strip_prefix("vlan"));
+        digits.is_some_and(|it| it.len() == 11 && it.chars().all(|c| c.is_ascii_hexdigit()))
+    };
+    let links = net.ip_json("link show");
+    let mut names = links.as_array().unwrap().iter().filter_map(|link| link["ifname"].as_str());
+    let all = ["512:", "1536:", "32765:"].iter().all(|priority| rules.contains(priority));
+    names.any(of_cni) || rules.contains("fwmark 0x80/0x80") || all
 }
 
 /// The state, without the kernel's own routes, which it still changes on links that have just come up.

@@ -248,6 +248,47 @@ fn a_pod_has_two_rules_to_tables_of_two_uplinks() {
 }
 
 #[test]
+fn pods_of_ipv6_are_looked_at_alike() {
+    let patient = Patient::of_vpc_cni();
+    let net = &patient.node.net;
+    patient.node.uplink(2);
+    net.set_sysctl("net/ipv4/conf/eth2/rp_filter", "2");
+    bare_link(&patient.node, "eni00000000077");
+    net.ip("route add 10.0.0.70 dev eni00000000077 scope link"); // else all that it sends is a martian
+    net.ip("rule add priority 512 to 10.0.0.70 lookup main");
+    net.ip("-6 rule add priority 32765 from fd00:2::10 lookup 3");
+    net.ip("-6 route add fd00:2::70 dev eni00000000077");
+    net.ip("-6 rule add priority 512 to fd00:2::70 lookup main");
+    net.ip("-6 rule add priority 1536 from fd00:2::70 lookup 3");
+    net.ip("-6 route add default via fd00:2::1 dev eth2 table 3");
+    net.settle();
+    assert_eq!(patient.causes(), [], "healthy");
+
+    net.ip("-6 rule add priority 32765 from fd00:1::10 lookup 2");
+    net.ip("-6 route add default via fd00:1::1 dev eth1 table 2");
+    net.ip("-6 rule add priority 1536 from fd00:2::70 lookup 2");
+    let (_, cure) = patient.only("pod_with_two_rules", "");
+    assert_eq!(cure, "ip -6 rule del priority 1536 from fd00:2::70 lookup 2 protocol 0");
+    patient.is_cured_by(&cure);
+
+    net.ip("-6 route replace default via fd00:1::1 dev eth1 table 3");
+    let (evidence, _) = patient.only("table_by_other_uplink", "");
+    assert!(
+        evidence.contains("table 3 leads by eth1, but its pods fd00:2::70 lie in the subnet of eth2"),
+        "{evidence}"
+    );
+    net.ip("-6 route flush table 3");
+    net.ip("-6 addr del fd00:2::10/64 dev eth2");
+    let (evidence, cure) = patient.only("table_flushed", "");
+    assert!(evidence.contains("no interface here has fd00:2::10, the address of its rule 32765"), "{evidence}");
+    assert!(cure.contains("recreate the pods fd00:2::70"), "{cure}");
+    // Its rule stays, for the address may come back.
+    net.ip("-6 rule del priority 1536 from fd00:2::70");
+    let (_, cure) = patient.only("leaked_rules", "");
+    assert!(cure.starts_with("# eth2 has no IPv6 address now"), "{cure}");
+}
+
+#[test]
 fn a_second_rule_to_an_empty_table_breaks_nothing() {
     let patient = Patient::of_vpc_cni();
     patient.node.net.ip("rule add priority 1536 from 10.0.1.100 to 10.0.0.0/8 lookup 3");
@@ -632,4 +673,9 @@ fn without_marks_of_the_vpc_cni_broken_tables_are_told_in_general_words() {
     net.ip("route flush table 101");
     net.ip("route add 172.16.0.0/16 via 10.0.1.1 dev eth1 table 101 proto static");
     assert_eq!(names(&examined()), Vec::<String>::new(), "a storage network on purpose");
+    // What is left of a table when its interface has bounced is no purpose.
+    net.ip("route replace 172.16.0.0/16 via 10.0.0.1 dev eth0 table 101 proto static");
+    let ran = examined();
+    assert_eq!(names(&ran), ["table_without_default"]);
+    assert_speaks_of_no_cni(&ran);
 }
