@@ -12,9 +12,9 @@ use crate::desired::{self, ConfigError, Desired, Loaded, SCHEMA};
 use crate::explain::fib::Fib;
 use crate::explain::places::Places;
 use crate::log::colour;
-use crate::net::one_line;
+use crate::net::{Rule, one_line};
 use crate::npd::{self, Verdict};
-use crate::observed::{Gap, Observed};
+use crate::observed::{Gap, Look, Observed};
 use crate::run::{self, Outcome};
 use crate::sys::{self, FibReader, Held, Lock, Node, Root};
 use crate::topology::Topology;
@@ -104,16 +104,17 @@ fn dry_run(cli: &Cli) -> anyhow::Result<u8> {
 
 /// A dry run for node-problem-detector, which ends a plugin that takes its time, and takes a 1 for a problem.
 fn npd(cli: &Cli) -> u8 {
-    let look = || -> anyhow::Result<Outcome> {
+    let look = || -> anyhow::Result<(Outcome, Look<Vec<Rule>>)> {
         let desired = load_in_haste(&cli.common)?;
-        Ok(run::run(&desired, &mut open(cli, false)?, true))
+        let mut node = open(cli, false)?;
+        Ok((run::run(&desired, &mut node, true), npd::missing_rules(&mut node)))
     };
     let (verdict, line) = look().map_or_else(
         |error| {
             log(&error);
             npd::unknown(&format!("{error:#}"))
         },
-        |outcome| npd::judge(&outcome),
+        |(outcome, missing)| npd::judge(&outcome, &missing),
     );
     if let Err(error) = print::result(Output::Npd, &line) {
         log(&error);

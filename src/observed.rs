@@ -498,6 +498,8 @@ pub struct Link {
     pub dev: Dev,
     /// Set up by its administrator (`IFF_UP`); says nothing about a carrier.
     pub up: bool,
+    /// Has a carrier (`IFF_LOWER_UP`); a bridge has one while a port of it has.
+    pub carrier: bool,
     /// Enslaved to a VRF, whose table is the VRF's.
     pub vrf_slave: bool,
     /// Hardware address; empty where it has none.

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use super::Finding;
 use super::cure::{after, beside, write_command};
+use super::declared::is_ufws;
 use super::facts::{Facts, shortened};
 use super::ini::Place;
 use super::wished::{DEFAULT, Wished};
-use crate::desired::Mode;
-use crate::net::{FORWARD, FORWARD_OF_ALL, Family, IfName, SysctlKey, TABLE_MAIN, family_of, shell_word};
+use crate::desired::{Mode, RpValue};
+use crate::net::{FORWARD, FORWARD_OF_ALL, Family, IfName, PROTO_RA, SysctlKey, TABLE_MAIN, family_of, shell_word};
 use crate::observed::{Gap, SeenRoute};
 use crate::sorted;
 use crate::sysctl_d::{ConfFile, OURS, Occasion, Setting, Settings};
@@ -41,6 +42,17 @@ fn offender<'a>(settings: &'a Settings, wished: &Wished<'_>, name: &[u8]) -> Opt
     })
 }
 
+/// Whether an interface is left at off, which drops nothing, and a cure must not raise it: a file says so, or it is
+/// `default` and no file says anything.
+fn is_left_off(settings: &Settings, wished: &Wished<'_>, name: &[u8], live_default: i32) -> bool {
+    if wished.value(name) == RpValue::Strict || offender(settings, wished, name).is_some() {
+        return false;
+    }
+    let said = settings.winner(&key_of(name), Occasion::Boot).and_then(number);
+    let live = (name == DEFAULT).then_some(live_default);
+    said.or(live) == Some(RpValue::Off.number())
+}
+
 /// A line, and the interfaces that it decides about.
 type Said<'a> = (&'a Setting, Vec<Cow<'a, str>>);
 
@@ -51,7 +63,9 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     }
     let wished = Wished::of(facts)?;
     let names: Vec<&[u8]> = [DEFAULT].into_iter().chain(wished.links.values().map(|name| name.as_bytes())).collect();
-    let wanted: Vec<&[u8]> = names.iter().copied().filter(|name| wished.selects(name)).collect();
+    let live = facts.observed.rp_filters()?.default;
+    let is_left = |name: &[u8]| is_left_off(&facts.files.sysctl, &wished, name, live);
+    let wanted: Vec<&[u8]> = names.iter().copied().filter(|name| wished.selects(name) && !is_left(name)).collect();
     let mut by_file: BTreeMap<&Path, BTreeMap<usize, Said>> = BTreeMap::new();
     let mut values: BTreeMap<&Path, Vec<String>> = BTreeMap::new();
     for name in &wanted {
@@ -63,11 +77,12 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
             lines.entry(setting.line).or_insert((setting, Vec::new())).1.push(shell_word(name));
         }
     }
+    let mut found = of_ufw(facts, &wished, &wanted);
     if by_file.is_empty() {
-        return Ok(Vec::new());
+        return Ok(found);
     }
     let settings = &facts.files.sysctl;
-    let patterns = Patterns::new(&wished, &names);
+    let patterns = Patterns::new(&wished, &names, &wanted);
     let patterns: Vec<_> = wanted.iter().map(|name| patterns.of(name)).collect();
     let to_come = patterns.iter().flatten().map(|pattern| pattern.to_come.as_slice());
     let offenders = wanted.iter().copied().chain(to_come.clone()).filter_map(|name| offender(settings, &wished, name));
@@ -85,7 +100,6 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     // Files that say otherwise in spite of the cure.
     let all = wanted.iter().copied().chain(to_come);
     let undaunted = sorted::set(all.filter_map(|name| offender(&cured, &wished, name)).map(|line| &*line.file));
-    let mut found = Vec::new();
     for (file, lines) in by_file {
         let said = lines.values().map(|(setting, names)| {
             let value = String::from_utf8_lossy(&setting.value);
@@ -115,6 +129,34 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     Ok(found)
 }
 
+/// What ufw writes to rp_filter whenever it starts.
+fn of_ufw(facts: &Facts, wished: &Wished<'_>, names: &[&[u8]]) -> Vec<Finding> {
+    let Some(settings) = &facts.files.ufw else { return Vec::new() };
+    let mut lines: BTreeMap<usize, Said> = BTreeMap::new();
+    let mut values = BTreeSet::new();
+    for name in names {
+        if let Some(setting) = offender(settings, wished, name) {
+            lines.entry(setting.line).or_insert((setting, Vec::new())).1.push(shell_word(name));
+            let value = wished.value(name);
+            values.insert(format!("{} ({value})", value.number()));
+        }
+    }
+    let Some((first, _)) = lines.values().next() else { return Vec::new() };
+    let said = lines.values().map(|(setting, names)| {
+        let value = String::from_utf8_lossy(&setting.value);
+        format!("{} has {} = {value} for {}", setting.place(), shell_word(&setting.key), shortened(names))
+    });
+    let values = values.into_iter().collect::<Vec<_>>().join(" or ");
+    let evidence = format!(
+        "{}; ufw writes it whenever it starts or is reloaded. Wanted is {values}",
+        said.collect::<Vec<_>>().join("; ")
+    );
+    let numbers: Vec<_> = lines.keys().map(usize::to_string).collect();
+    let file = shell_word(first.file.as_os_str().as_bytes());
+    let cure = format!("# in {file}, change line {} to {values}", numbers.join(", "));
+    vec![Finding::new(evidence, Some(place(first)), cure)]
+}
+
 /// What a line says of an interface and its like, those of the future included.
 struct Pattern {
     /// In the place of the name.
@@ -132,11 +174,11 @@ struct Patterns<'a> {
 }
 
 impl<'a> Patterns<'a> {
-    fn new(wished: &'a Wished<'a>, names: &[&'a [u8]]) -> Patterns<'a> {
-        let names = sorted::set(names.iter().copied());
+    fn new(wished: &'a Wished<'a>, names: &[&'a [u8]], wanted: &[&[u8]]) -> Patterns<'a> {
+        let (names, selected) = (sorted::set(names.iter().copied()), sorted::set(wanted.iter().copied()));
         let (mut wanted, mut mixed) = (BTreeMap::new(), BTreeSet::new());
         for name in &names {
-            let entry = wished.entry(name);
+            let entry = wished.entry(name).filter(|_| selected.contains(name));
             for stem in (0..=name.len()).filter_map(|length| name.get(..length)) {
                 if *wanted.entry(stem).or_insert(entry) != entry {
                     mixed.insert(stem);
@@ -224,7 +266,12 @@ pub fn rp_filter_all(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         return Ok(Vec::new());
     }
     let key = b"net/ipv4/conf/all/rp_filter";
-    let line = facts.files.sysctl.winner(key, Occasion::Boot).filter(|line| number(line) == Some(seen.all));
+    let of = |settings: &'_ Settings| {
+        settings.winner(key, Occasion::Boot).filter(|line| number(line) == Some(seen.all)).cloned()
+    };
+    let ufw = facts.files.ufw.as_ref().and_then(of);
+    let line = ufw.or_else(|| of(&facts.files.sysctl));
+    let line = line.as_ref();
     let by = line.map_or("no file says so".into(), |line| format!("{} says so", line.place()));
     let evidence = format!(
         "net.ipv4.conf.all.rp_filter is {}, and {by}; the kernel takes the greater of it and the interface's own, so it \
@@ -255,13 +302,13 @@ fn forwarding_off(facts: &Facts, family: Family) -> Result<Option<Finding>, Gap>
     if seen.first().copied().flatten().is_none_or(|value| value.trim() != "0") {
         return Ok(None);
     }
-    let pods = facts.pods()?;
+    let pods = facts.topology().vpc_pod_rules()?;
     let mut pods = pods.to.keys().chain(pods.from.keys());
     let need = match () {
         () if facts.desired.masquerade.iter().any(|it| family_of(&it.to_masquerade().source) == family) => {
             "masquerade is declared"
         }
-        () if family == Family::V4 && !facts.desired.bridges.is_empty() => "bridges are declared",
+        () if has_bridge_to_others(facts, family)? => "bridges are declared",
         () if pods.any(|pod| Family::of(*pod) == family) => "pods have their rules here",
         () => return Ok(None),
     };
@@ -276,7 +323,8 @@ fn forwarding_off(facts: &Facts, family: Family) -> Result<Option<Finding>, Gap>
         let last = winners.max_by(|a, b| (a.file.file_name(), a.line).cmp(&(b.file.file_name(), b.line)));
         last.filter(|line| number(line) == Some(0)).cloned()
     };
-    let line = winner(&facts.files.sysctl);
+    let ufw = facts.files.ufw.as_ref().and_then(&winner);
+    let line = ufw.or_else(|| winner(&facts.files.sysctl));
     let by = line.as_ref().map_or("no file of sysctl.d says so".into(), |line| format!("{} says so", line.place()));
     let evidence = format!("{key} is 0, and {by}; but {need}, and nothing of theirs is forwarded");
     let last = line.as_ref().and_then(|line| line.file.file_name()).map(OsStrExt::as_bytes);
@@ -287,16 +335,28 @@ fn forwarding_off(facts: &Facts, family: Family) -> Result<Option<Finding>, Gap>
     let proposal = beside(&existing, &after(file, last), &|path| ConfFile { path, text: text.clone() });
     let now: String = wanted.iter().map(|(key, value)| key.command(value) + " && ").collect();
     let mut cure = now + &write_command(&proposal);
-    if let Some(line) = winner(&facts.files.sysctl.with(proposal.clone())) {
+    let left = line.clone().filter(|line| is_ufws(facts, line));
+    if let Some(line) = left.or_else(|| winner(&facts.files.sysctl.with(proposal.clone()))) {
         cure += &format!("  # and delete line {} of {}", line.line, shell_word(line.file.as_os_str().as_bytes()));
     }
     Ok(Some(Finding::new(evidence, line.as_ref().map(place), cure).with(vec![proposal])))
 }
 
+/// Whether a bridge is declared behind which this node is the router: one in whose subnets no gateway of a default lies,
+/// as it does where the bridge holds the uplink.
+fn has_bridge_to_others(facts: &Facts, family: Family) -> Result<bool, Gap> {
+    let defaults = facts.topology().main_defaults(family)?;
+    let gateways: Vec<_> = defaults.iter().flat_map(SeenRoute::hops).filter_map(|hop| hop.via).collect();
+    Ok(facts.desired.bridges.iter().any(|bridge| {
+        let subnets: Vec<_> = bridge.addresses.iter().map(|it| it.0.network()).collect();
+        let mut subnets = subnets.into_iter().filter(|it| family_of(it) == family).peekable();
+        subnets.peek().is_some() && !subnets.any(|subnet| gateways.iter().any(|gateway| subnet.contains(gateway)))
+    }))
+}
+
 /// The accept_ra of the interfaces whose default route is from router advertisements: at 1 the kernel drops it when it
 /// begins to forward.
 fn by_advertisement(facts: &Facts) -> Result<Vec<SysctlKey>, Gap> {
-    const PROTO_RA: u8 = 9;
     let names = facts.names()?;
     let defaults = facts.table(Family::V6, TABLE_MAIN)?.iter().filter(|route| route.to.network_length() == 0);
     let advertised = defaults.filter(|route| route.protocol == PROTO_RA).flat_map(SeenRoute::hops);

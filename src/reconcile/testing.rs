@@ -48,7 +48,14 @@ pub fn observed(fill: impl FnOnce(&mut Observed)) -> Observed {
 
 pub fn link(index: u32, name: &str) -> Link {
     let name = IfName::new(name.as_bytes()).unwrap();
-    Link { dev: Dev { index, name }, up: true, vrf_slave: false, hardware: Vec::new(), kind: Box::default() }
+    Link {
+        dev: Dev { index, name },
+        up: true,
+        carrier: true,
+        vrf_slave: false,
+        hardware: Vec::new(),
+        kind: Box::default(),
+    }
 }
 
 pub fn rule(from: &str, priority: u32, table: u32) -> Rule {

@@ -105,6 +105,7 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_BR_STP_STATE: u16 = 5;
 const NLA_F_NESTED: u16 = 1 << 15;
 const IFF_UP: u32 = 1;
+const IFF_LOWER_UP: u32 = 1 << 16;
 const BRIDGE: &[u8] = b"bridge\0";
 
 fn nested(kind: u16, attributes: &[DefaultNla]) -> DefaultNla {
@@ -487,7 +488,8 @@ pub fn seen_link(payload: &[u8]) -> Result<Link, NetlinkError> {
     let index = number(payload.get(4..8).unwrap_or_default())?;
     let flags = number(payload.get(8..12).unwrap_or_default())?;
     let name = dev_name.ok_or_else(|| undecodable(format_args!("link {index} has no name")))?;
-    Ok(Link { dev: Dev { index, name }, up: flags & IFF_UP != 0, vrf_slave, hardware, kind: made_of })
+    let (up, carrier) = (flags & IFF_UP != 0, flags & IFF_LOWER_UP != 0);
+    Ok(Link { dev: Dev { index, name }, up, carrier, vrf_slave, hardware, kind: made_of })
 }
 
 /// `RT_SCOPE_UNIVERSE`.

@@ -87,6 +87,17 @@ impl Topology<'_> {
         Ok(self.observed.global_addresses()?.map(|it| it.index).collect())
     }
 
+    /// Those of these links that are made as uplinks are and no pod's: a subnet of theirs lies outside the node, though no
+    /// table leads by them yet.
+    ///
+    /// # Errors
+    ///
+    /// What has to be looked at first.
+    pub fn outward(&self, links: impl IntoIterator<Item = u32>) -> Result<BTreeSet<u32>, Gap> {
+        let links = self.possible_uplinks(links)?;
+        Ok(links.into_iter().filter(|link| is_card(link)).map(|link| link.dev.index).collect())
+    }
+
     /// The links by which the defaults of the main table, and the defaults and gateways of policy tables, leave. Not all
     /// of them are uplinks: a branch link of the VPC CNI has no address, for one.
     ///

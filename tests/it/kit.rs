@@ -329,6 +329,11 @@ impl Worker {
         &self.pods[number]
     }
 
+    /// The namespaces of all pods.
+    pub fn pods(&self) -> &[Netns] {
+        &self.pods
+    }
+
     pub fn with_policy_table(self, gateway: &str, dev: &str, table: u32) -> Worker {
         let family = if gateway.contains(':') { "-6" } else { "-4" };
         self.net.ip(&format!("{family} route add {gateway} dev {dev} table {table} scope link"));

@@ -50,6 +50,18 @@ fn each_state_of_a_node_has_its_exit_code_and_line() {
 }
 
 #[test]
+fn a_rule_of_the_kernels_that_is_missing_is_a_problem() {
+    let node = healthy();
+    node.net.ip("rule add priority 100 lookup local");
+    node.net.ip("rule del priority 0 lookup local");
+    assert_eq!(plugin(&node, 0), FINE, "moved, as Cilium does");
+    node.net.ip("-6 rule del priority 32766");
+    assert_eq!(plugin(&node, 1), "the kernel's IPv6 rule 32766 to table main is missing\n");
+    let script = node.fix(&["--dry-run"]).expect(0).out;
+    assert!(script.ends_with("# nothing to do\n"), "a run does nothing about it: {script}");
+}
+
+#[test]
 fn what_cannot_be_known_is_unknown_and_no_problem() {
     let node = healthy();
     node.config("rp_filter: {mode: of}");
