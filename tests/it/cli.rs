@@ -194,8 +194,9 @@ fn a_state_directory_that_cannot_be_written_stops_the_run_before_it_begins() {
 
 #[test]
 fn it_runs_on_a_node_without_anything() {
-    let net = Netns::new();
-    let ran =
-        finish(net.output(node_fixer().args(["--dry-run", "--output", "json", "--config", "config/node-fixer.yaml"])));
+    let (net, state) = (Netns::new(), tempfile::tempdir().unwrap());
+    let mut run = node_fixer();
+    run.args(["--dry-run", "--output", "json", "--config", "config/node-fixer.yaml", "--state-dir"]).arg(state.path());
+    let ran = finish(net.output(&mut run));
     assert!(ran.expect(0).commands().iter().all(|command| command.contains("conf.default.rp_filter")));
 }

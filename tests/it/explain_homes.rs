@@ -55,6 +55,14 @@ impl Node {
             node.ip(line);
         }
         until("a carrier on every link", || !node.net.ip("route show table all").contains("linkdown"));
+        // The kernel takes an IPv6 address for its own only a moment after it was added.
+        until("every address in the table local", || {
+            let local = node.net.ip("-6 route show table local");
+            let links = node.net.ip_json("-6 addr show scope global");
+            let of = |link: &'_ serde_json::Value| link["addr_info"].as_array().cloned().unwrap_or_default();
+            let mut addresses = links.as_array().unwrap().iter().flat_map(of);
+            addresses.all(|it| it["local"].as_str().is_none_or(|it| local.contains(&format!("local {it} "))))
+        });
         node
     }
 
