@@ -337,6 +337,11 @@ def differences(expected, found):
     return words
 
 
+def names(directory):
+    """The files in a directory, which may be missing."""
+    return sorted(it.name for it in directory.iterdir()) if directory.exists() else []
+
+
 def chosen(seed):
     """The generator for a seed; today's date if there is none."""
     seed = seed if seed is not None else int(time.strftime("%Y%m%d", time.gmtime()))
