@@ -24,6 +24,11 @@ use crate::sys::{Node, Root, file};
 /// Name of the file in which counters survive a reboot.
 pub const COUNTERS: &str = "counters.json";
 
+/// Removes the temporary file that an interrupted run may have left. (That of the metrics is replaced by each run.)
+pub fn tidy(durable: &Path) {
+    file::tidy(durable, COUNTERS);
+}
+
 /// Concludes a run that began then. `durable` is the directory for what outlives a reboot.
 pub fn conclude(desired: &Desired, node: &mut Node, outcome: &Outcome, durable: &Path, begun: Instant) {
     let contended = note(desired, node, outcome).unwrap_or_else(|error| {
@@ -223,6 +228,17 @@ pub fn last_counted(durable: &Path) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fuzz() {
+        let outcome = Outcome { dry_run: false, items: Vec::new(), blocked: Vec::new(), not_permitted: false };
+        crate::fuzz::run("counters", |bytes| {
+            let Ok(mut counters) = serde_json::from_slice::<Counters>(bytes) else { return false };
+            counters.count(&outcome, Duration::from_secs(1), Duration::ZERO);
+            counters.count_contention("rules");
+            !counters.text(&[("rules", Now::default())]).is_empty()
+        });
+    }
 
     #[test]
     fn only_counters_that_do_not_parse_begin_at_zero() {

@@ -125,8 +125,8 @@ pub enum Change {
         first: Vec<(SysctlKey, String)>,
         /// What is written right after it: keys of others that the kernel changes along with this one.
         then: Vec<(SysctlKey, String)>,
-        /// The same for when it is taken back.
-        back: Vec<(SysctlKey, String)>,
+        /// What must be so when it is written: otherwise the write would cost something else.
+        needs: Vec<(SysctlKey, String)>,
     },
     /// Writes our file in /etc/sysctl.d, or removes it.
     Persist {
@@ -226,13 +226,12 @@ impl Change {
             Change::AddBridge(bridge) => Change::DeleteBridge(bridge),
             Change::SetBridge { new, old } => Change::SetBridge { new: old, old: new },
             Change::DeleteBridge(bridge) => Change::AddBridge(bridge),
-            Change::SetSysctl { key, value, before, first: _, then, back } => {
-                Change::SetSysctl { key, value: before, before: value, first: Vec::new(), then: back, back: then }
-            }
             Change::SetMasquerade { anew: true, .. } => Change::DeleteMasquerade,
             // What was in the table is not known in full.
             Change::SetMasquerade { anew: false, .. } | Change::DeleteMasquerade => return None,
             Change::Persist { new, old } => Change::Persist { new: old, old: new },
+            // Each stands alone, so that nothing ever takes one back but the end of its declaration.
+            Change::SetSysctl { .. } => return None,
             Change::DeleteNetns(..) | Change::DeleteVeth(..) | Change::RestartPod(_) => return None,
         })
     }
@@ -242,16 +241,31 @@ impl Change {
     pub fn alone(&self) -> Change {
         match self.clone() {
             Change::SetSysctl { key, value, before, .. } => {
-                Change::SetSysctl { key, value, before, first: Vec::new(), then: Vec::new(), back: Vec::new() }
+                Change::SetSysctl { key, value, before, first: Vec::new(), then: Vec::new(), needs: Vec::new() }
             }
             other => other,
         }
     }
 
+    /// Whether the other one is this one again, planned after another look: a sysctl that is to have the same value, from
+    /// whatever it is by then.
+    pub fn is_again(&self, other: &Change) -> bool {
+        match (self, other) {
+            (Change::SetSysctl { key, value, .. }, Change::SetSysctl { key: again, value: wanted, .. }) => {
+                key == again && value == wanted
+            }
+            _ => self == other,
+        }
+    }
+
     /// Whether nothing builds on it, so that the changes after it are made, and those before it stay, even if it fails.
-    /// A value that is in force now is no worse for a file that says it for the next boot.
+    /// A value that is in force now is no worse for a file that says it for the next boot, nor for another value that
+    /// the kernel refuses.
     pub fn stands_alone(&self) -> bool {
-        matches!(self, Change::DeleteNetns(..) | Change::DeleteVeth(..) | Change::Persist { .. })
+        matches!(
+            self,
+            Change::DeleteNetns(..) | Change::DeleteVeth(..) | Change::Persist { .. } | Change::SetSysctl { .. }
+        )
     }
 
     /// The kind of thing that it changes.

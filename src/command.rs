@@ -1,6 +1,6 @@
 //! The commands, and the exit code of each way in which they can end.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::net::one_line;
 use crate::npd::{self, Verdict};
 use crate::run::{self, Outcome};
 use crate::sys::{self, FibReader, Held, Lock, Node, Root};
-use crate::{aftermath, doctor, explain, report, status};
+use crate::{aftermath, doctor, explain, print, report, status};
 
 const EXIT_OK: u8 = 0;
 const EXIT_FAILED: u8 = 1;
@@ -47,7 +47,7 @@ pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     match &cli.command {
         Some(Command::CheckConfig) => check_config(&cli.common),
         Some(Command::Explain { source, destination }) => explain(&cli.common, *source, *destination),
-        Some(Command::Schema) => print(SCHEMA).map(|()| EXIT_OK),
+        Some(Command::Schema) => print::result(Output::Json, SCHEMA).map(|()| EXIT_OK),
         Some(Command::Status) => status(cli),
         Some(Command::Doctor(asked)) => doctor(cli, asked),
         None if cli.common.output == Output::Npd => Ok(npd(cli)),
@@ -84,10 +84,13 @@ pub fn log(error: &anyhow::Error) {
 fn dry_run(cli: &Cli) -> anyhow::Result<u8> {
     let desired = load(&cli.common)?.desired;
     let outcome = run::run(&desired, &mut open(cli, false)?, true);
-    print(&match cli.common.output {
-        Output::Json => report::json(&outcome)?,
-        Output::Text | Output::Npd => report::script(&outcome),
-    })?;
+    print::result(
+        cli.common.output,
+        &match cli.common.output {
+            Output::Json => report::json(&outcome)?,
+            Output::Text | Output::Npd => report::script(&outcome),
+        },
+    )?;
     Ok(match () {
         () if !outcome.could_look() => EXIT_FAILED,
         () if cli.detailed_exitcode && !outcome.converged() => EXIT_TO_DO,
@@ -108,7 +111,7 @@ fn npd(cli: &Cli) -> u8 {
         },
         |outcome| npd::judge(&outcome),
     );
-    if let Err(error) = print(&line) {
+    if let Err(error) = print::result(Output::Npd, &line) {
         log(&error);
         return EXIT_UNKNOWN;
     }
@@ -126,12 +129,19 @@ fn real_run(cli: &Cli) -> anyhow::Result<u8> {
     }
     let _lock = Lock::take(cli.state_dir())?;
     let (begun, mut node) = (Instant::now(), open(cli, true)?);
+    node.tidy();
+    aftermath::tidy(cli.durable_dir());
     let outcome = run::run(&desired, &mut node, false);
     aftermath::conclude(&desired, &mut node, &outcome, cli.durable_dir(), begun);
-    print(&match cli.common.output {
-        Output::Json => report::json(&outcome)?,
-        Output::Text | Output::Npd => report::text(&outcome, io::stdout().is_terminal()),
-    })?;
+    let printed = print::result(
+        cli.common.output,
+        &match cli.common.output {
+            Output::Json => report::json(&outcome)?,
+            Output::Text | Output::Npd => report::text(&outcome, io::stdout().is_terminal()),
+        },
+    );
+    // The run is over: what it did is what its exit code says, whoever could read the report.
+    printed.unwrap_or_else(|error| log(&error));
     Ok(match () {
         () if outcome.not_permitted => EXIT_NOT_PERMITTED,
         () if outcome.all_well() => EXIT_OK,
@@ -142,10 +152,13 @@ fn real_run(cli: &Cli) -> anyhow::Result<u8> {
 fn status(cli: &Cli) -> anyhow::Result<u8> {
     let desired = load_in_haste(&cli.common)?;
     let status = status::look(&desired, &mut open(cli, false)?, cli.durable_dir())?;
-    print(&match cli.common.output {
-        Output::Text | Output::Npd => status.text(colour(&io::stdout())),
-        Output::Json => status.json()?,
-    })?;
+    print::result(
+        cli.common.output,
+        &match cli.common.output {
+            Output::Text | Output::Npd => status.text(colour(&io::stdout())),
+            Output::Json => status.json()?,
+        },
+    )?;
     Ok(if status.could_look() { EXIT_OK } else { EXIT_FAILED })
 }
 
@@ -157,26 +170,33 @@ fn doctor(cli: &Cli, asked: &Doctor) -> anyhow::Result<u8> {
     let node = Node::open(cli.state_dir(), cli.durable_dir(), false);
     let mut node = node.context("cannot open a netlink socket to look at the network")?;
     let examination = doctor::examine(&desired, &mut node, &root, true);
-    let written = asked.write.as_ref().map(|directory| doctor::report::write(&examination, directory)).transpose();
+    let written = asked.write.as_ref().map(|directory| doctor::review::write(&examination, directory)).transpose();
     // The findings are told in any case.
     let (review, failed) = match written {
         Ok(review) => (review.unwrap_or_default(), Ok(())),
-        Err(error) => (doctor::report::Review::default(), Err(error)),
+        Err(error) => (doctor::review::Review::default(), Err(error)),
     };
-    print(&match cli.common.output {
-        Output::Text | Output::Npd => doctor::report::text(&examination, &review, colour(&io::stdout())),
-        Output::Json => doctor::report::json(&examination, &review)?,
-    })?;
+    print::result(
+        cli.common.output,
+        &match cli.common.output {
+            Output::Text | Output::Npd => doctor::report::text(&examination, &review, colour(&io::stdout())),
+            Output::Json => doctor::report::json(&examination, &review)?,
+        },
+    )?;
     failed?;
     Ok(if examination.findings.is_empty() { EXIT_OK } else { EXIT_FAILED })
 }
 
 fn check_config(common: &Common) -> anyhow::Result<u8> {
     let loaded = load(common)?;
-    print(&match common.output {
-        Output::Json => loaded.to_json()?,
-        Output::Text | Output::Npd => loaded.to_yaml()?,
-    })?;
+    // Values stand in the text as JSON has them.
+    print::result(
+        Output::Json,
+        &match common.output {
+            Output::Json => loaded.to_json()?,
+            Output::Text | Output::Npd => loaded.to_yaml()?,
+        },
+    )?;
     Ok(EXIT_OK)
 }
 
@@ -198,10 +218,13 @@ fn explain(common: &Common, source: IpAddr, destination: IpAddr) -> anyhow::Resu
     let mut seen = explain::explain(&fib, source, destination);
     let answers: anyhow::Result<Vec<_>> = seen.legs_mut().map(|leg| reader.ask(&leg.packet)).collect();
     seen.take(&fib, answers?);
-    print(&match common.output {
-        Output::Json => explain::show::json(&fib, &seen)?,
-        Output::Text | Output::Npd => explain::show::text(&fib, &seen),
-    })?;
+    print::result(
+        common.output,
+        &match common.output {
+            Output::Json => explain::show::json(&fib, &seen)?,
+            Output::Text | Output::Npd => explain::show::text(&fib, &seen),
+        },
+    )?;
     Ok(if seen.works() { EXIT_OK } else { EXIT_FAILED })
 }
 
@@ -219,13 +242,4 @@ fn load_in_haste(common: &Common) -> Result<Desired, ConfigError> {
 fn open(cli: &Cli, patient: bool) -> anyhow::Result<Node> {
     Node::open(cli.state_dir(), cli.durable_dir(), patient)
         .context("cannot open a netlink socket to look at the network")
-}
-
-/// Writes the result. Whoever closed the pipe has read enough.
-fn print(text: &str) -> anyhow::Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("cannot write the result to stdout"),
-    }
 }

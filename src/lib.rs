@@ -11,7 +11,7 @@
 //!    the node is (its uplinks, its pods, whose the tables are) it asks [`topology`], as `doctor` and `explain` do.
 //! 5. [`sys`] looks and applies: the only code that touches the system. Everything speaks in the nouns of [`net`],
 //!    [`nat`], [`netns`] and [`pod`]. What the next run has to know is [`memory`].
-//! 6. [`report`] shows what came of it, as a script, as text or as JSON; [`npd`] in a line.
+//! 6. [`report`] shows what came of it, as a script, as text or as JSON; [`npd`] in a line; [`print`] writes it.
 //! 7. [`aftermath`] remembers what was mended: somebody may undo it again and again ([`contention`]). [`metrics`] is what
 //!    Prometheus is told, [`status`] what a person is.
 //!
@@ -26,6 +26,8 @@ pub mod contention;
 pub mod desired;
 pub mod doctor;
 pub mod explain;
+#[cfg(test)]
+mod fuzz;
 pub mod log;
 pub mod memory;
 pub mod metrics;
@@ -35,6 +37,7 @@ pub mod netns;
 pub mod npd;
 pub mod observed;
 pub mod pod;
+pub mod print;
 pub mod reconcile;
 pub mod report;
 pub mod run;

@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use node_fixer::cli::Cli;
-use node_fixer::{command, log};
+use node_fixer::{command, log, print};
 
 fn main() -> ExitCode {
     let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(usage) => {
-            // Help and version are asked for, and go to stdout; printing can only fail where nobody reads.
-            let _ = usage.print();
+            // Help and version are asked for, and go to stdout. Where nobody can read it there is nobody to tell.
+            let _ = print::usage(&usage);
             return ExitCode::from(if usage.use_stderr() { command::EXIT_USAGE } else { 0 });
         }
     };

@@ -1,6 +1,6 @@
 //! What a run remembers for the next one, and what it compares with it: plain data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cidr::IpInet;
@@ -11,7 +11,6 @@ use crate::contention::{Mends, Row};
 use crate::net::IfName;
 use crate::netns::Idle;
 use crate::pod::PodId;
-use crate::sorted;
 
 /// An interface whose coming and going kube-proxy has to notice.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,19 +110,16 @@ impl Ledger {
         Ledger { addresses: Vec::new(), ..self }
     }
 
-    /// What this tells of and the other does not.
-    pub fn without(mut self, other: &Ledger) -> Ledger {
-        let addresses = sorted::set(other.addresses.iter().map(|it| (&*it.dev, it.address)));
-        let sysctls = sorted::set(other.sysctls.iter().map(|it| &*it.key));
-        self.addresses.retain(|it| !addresses.contains(&(&*it.dev, it.address)));
-        self.sysctls.retain(|it| !sysctls.contains(&*it.key));
-        self
+    /// The addresses that this tells of and the other does not.
+    pub fn addresses_without(self, other: &Ledger) -> Vec<AddedAddress> {
+        let known: BTreeSet<_> = other.addresses.iter().map(|it| (&*it.dev, it.address)).collect();
+        self.addresses.into_iter().filter(|it| !known.contains(&(&*it.dev, it.address))).collect()
     }
 
-    /// Tells of this as well.
-    pub fn add(&mut self, more: Ledger) {
-        self.addresses.extend(more.addresses);
-        self.sysctls.extend(more.sysctls);
+    /// Tells of these addresses as well.
+    pub fn add_addresses(&mut self, more: Vec<AddedAddress>) {
+        let more = Ledger { addresses: more, sysctls: Vec::new() }.addresses_without(self);
+        self.addresses.extend(more);
     }
 
     /// Takes a note.

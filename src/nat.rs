@@ -1,6 +1,7 @@
 //! Masquerading, as one nftables table of our own that is written in one go, and what there is to know of the tables of
 //! others. Plain data; nothing here looks at the system.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use cidr::IpCidr;
@@ -52,7 +53,7 @@ impl fmt::Display for Masquerade {
 impl Masquerade {
     /// As the kernel shows it.
     pub fn conditions(&self) -> Conditions {
-        let name = |name: &IfName| Name { text: name.as_bytes().into(), prefix: false };
+        let name = |name: &IfName| Interface::Name(name.as_bytes().into());
         let from = (self.source.network_length() > 0).then_some(Condition::From(self.source, false));
         let out = self.out.as_ref().map(|out| Condition::Out(name(out), false));
         let except = self.except_out.as_ref().map(|out| Condition::Out(name(out), true));
@@ -105,68 +106,115 @@ pub enum SeenNat {
     Missing(String),
 }
 
-/// A chain of others that drops some of what is forwarded.
+/// A table of others that filters what is forwarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ForwardDrop {
-    /// What it drops is of this family.
-    pub of: Family,
-    /// Of its table: `ip`, `ip6` or `inet`.
+pub struct FilterTable {
+    /// `ip`, `ip6` or `inet`.
     pub family: &'static str,
-    /// Name of its table.
-    pub table: String,
     /// Its name.
-    pub chain: String,
-    /// Whether Docker's chain for the rules of administrators is in the table.
-    pub docker_user: bool,
-    /// The rules that decide, there or in chains that it leads to, in the order in which a packet meets them.
-    pub rules: Vec<ForwardRule>,
-    /// Whether it drops what none of them accepts.
-    pub at_end: bool,
+    pub name: String,
+    /// Its base chains that packets meet which are forwarded.
+    pub bases: Vec<BaseChain>,
+    /// The rules of all its chains, by name.
+    pub chains: BTreeMap<Vec<u8>, Vec<FilterRule>>,
 }
 
-/// A rule that decides of what meets all its conditions.
+/// A chain that the kernel itself calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ForwardRule {
-    /// Whether it accepts it. Then there may be more to it than is told; what it drops, it drops for certain.
-    pub accepts: bool,
-    /// Its conditions, and those on the way to it.
+pub struct BaseChain {
+    /// Its name.
+    pub name: Vec<u8>,
+    /// Whether it is called for what is forwarded alone; else for all that comes in, before it is routed.
+    pub forward: bool,
+    /// Whether its policy is to drop.
+    pub drops: bool,
+}
+
+/// A rule of a chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilterRule {
+    /// What a packet has to be for it.
     pub conditions: Conditions,
+    /// What becomes of the packet.
+    pub verdict: Verdict,
+}
+
+/// What a rule does with a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The chain that the kernel called lets it pass.
+    Accept,
+    /// It is lost.
+    Drop,
+    /// The chain is over.
+    Return,
+    /// Goes on in another chain, and never comes back if it is a goto.
+    Chain(Vec<u8>, bool),
+    /// It leaves with another source.
+    Masquerade,
+    /// The next rule decides.
+    Continue,
+    /// Anything else. It may let the packet pass.
+    Unknown,
 }
 
 /// What a packet has to be, all of it.
 pub type Conditions = Vec<Condition>;
 
-/// What a packet has to be for a rule.
+/// What a packet has to be for a rule; or, where the second value is true, must not be.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Condition {
     /// Of an address family.
     Family(Family),
-    /// Come in by an interface; or not by it.
-    In(Name, bool),
-    /// Leave by an interface; or not by it.
-    Out(Name, bool),
-    /// Come from a prefix; or not from it.
+    /// Come in by an interface.
+    In(Interface, bool),
+    /// Leave by an interface.
+    Out(Interface, bool),
+    /// Come from a prefix.
     From(IpCidr, bool),
-    /// Something about interfaces or the source that is not told here: a set of them, a number.
-    Whence,
+    /// Go to a prefix.
+    To(IpCidr, bool),
+    /// Of a protocol above IP, such as TCP (6).
+    Protocol(u8, bool),
+    /// Of a connection in one of these states (bits of [`state`]).
+    State(u32, bool),
+    /// Of a connection with one of these marks of conntrack (`IPS_…` in nf_conntrack_common.h).
+    Status(u32, bool),
     /// Anything else.
     Other,
 }
 
-/// The name of an interface, or the beginning of many.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Name {
-    /// As far as it is told.
-    pub text: Vec<u8>,
-    /// Whether it stands for all that begin so.
-    pub prefix: bool,
+/// States of a connection, as nftables and iptables count them.
+pub mod state {
+    /// It fits no connection.
+    pub const INVALID: u32 = 1;
+    /// Packets of both directions were seen.
+    pub const ESTABLISHED: u32 = 2;
+    /// It belongs to another.
+    pub const RELATED: u32 = 4;
+    /// Its first packet.
+    pub const NEW: u32 = 8;
 }
 
-impl Name {
-    /// Whether it stands for this interface.
-    pub fn is(&self, name: &IfName) -> bool {
-        let name = name.as_bytes();
-        if self.prefix { name.starts_with(&self.text) } else { name == self.text }
+/// Interfaces, as a rule names them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Interface {
+    /// The one of this name.
+    Name(Vec<u8>),
+    /// All whose names begin so.
+    Names(Vec<u8>),
+    /// The one with this index.
+    Index(u32),
+}
+
+impl Interface {
+    /// Whether it is this one.
+    pub fn is(&self, name: &IfName, index: Option<u32>) -> bool {
+        match self {
+            Interface::Name(whole) => name.as_bytes() == whole,
+            Interface::Names(begin) => name.as_bytes().starts_with(begin),
+            Interface::Index(number) => index == Some(*number),
+        }
     }
 }
 

@@ -159,7 +159,7 @@ pub fn one_line(text: &str) -> Cow<'_, str> {
 
 /// Neither a control character nor one that is invisible or reorders the text around it (the bidirectional
 /// and zero-width ones, line and paragraph separators, the byte order mark, tags).
-fn is_visible(c: char) -> bool {
+pub fn is_visible(c: char) -> bool {
     !c.is_control()
         && !matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
@@ -340,8 +340,12 @@ pub struct Rule {
 impl Rule {
     /// Whether both do the same to the same packets at the same place, whoever installed them.
     pub fn equals(&self, other: &Rule) -> bool {
-        (self.family, self.priority, self.table) == (other.family, other.priority, other.table)
-            && self.selector == other.selector
+        self.essence() == other.essence()
+    }
+
+    /// All of it but who installed it.
+    pub fn essence(&self) -> (Family, u32, u32, &Selector) {
+        (self.family, self.priority, self.table, &self.selector)
     }
 
     /// The `ip rule` command that does `verb` to it.

@@ -1,6 +1,6 @@
 //! The nouns of network namespaces that have a name (`ip netns`), and of the links that lead to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -68,9 +68,9 @@ pub type Occupied = BTreeMap<NetnsId, u32>;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Sandboxes {
     /// Names below [`DIRECTORY`].
-    pub names: Vec<NetnsName>,
+    pub names: BTreeSet<NetnsName>,
     /// The namespaces of these that are there.
-    pub ids: Vec<NetnsId>,
+    pub ids: BTreeSet<NetnsId>,
 }
 
 impl Sandboxes {

@@ -78,7 +78,7 @@ mod tests {
             before: "1".into(),
             first: Vec::new(),
             then: Vec::new(),
-            back: Vec::new(),
+            needs: Vec::new(),
         };
         Item {
             reconciler: "rp_filter",

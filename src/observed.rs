@@ -5,7 +5,7 @@
 //! follows what the node's policy needs, a failed look fails exactly those plans that need it, and "not
 //! looked at" can never pass for "nothing there".
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +14,11 @@ use cidr::IpCidr;
 
 use crate::desired::Pattern;
 use crate::memory::{Ledger, Recall, Uplink};
-use crate::nat::{ForwardDrop, SeenNat};
+use crate::nat::{FilterTable, SeenNat};
 use crate::net::{Dev, Family, IfName, Route, Rule, Scope, SysctlKey};
 use crate::netns::{Occupied, Sandboxes, SeenNetns, Veth};
 use crate::pod::{Pod, PodQuery};
+use crate::sorted;
 use crate::sysctl_d::Settings;
 
 /// Something on the node that can be looked at.
@@ -39,12 +40,12 @@ pub enum Want {
     Addresses,
     /// All bridges.
     Bridges,
-    /// The links that are built on the one with this index, and go with it.
-    LinksOn(u32),
+    /// The links that are built on others, and go with them.
+    LinksOn,
     /// Our nftables table.
     Nat,
-    /// The nftables chains of others that drop what is forwarded.
-    ForwardDrops,
+    /// The nftables tables of others that filter what is forwarded.
+    Filters,
     /// Whether there is a program of this name on PATH.
     Program(&'static str),
     /// The value of a sysctl.
@@ -115,14 +116,14 @@ pub struct Observed {
     pub links_named: BTreeMap<IfName, Look<Option<Link>>>,
     /// Answer to [`Want::Addresses`].
     pub addresses: Option<Look<Vec<Address>>>,
-    /// Answers to [`Want::LinksOn`].
-    pub links_on: BTreeMap<u32, Look<Vec<IfName>>>,
+    /// Answer to [`Want::LinksOn`], by the index of the other.
+    pub links_on: Option<Look<BTreeMap<u32, Vec<IfName>>>>,
     /// Answer to [`Want::Bridges`].
     pub bridges: Option<Look<Vec<SeenBridge>>>,
     /// Answer to [`Want::Nat`].
     pub nat: Option<Look<SeenNat>>,
-    /// Answer to [`Want::ForwardDrops`].
-    pub forward_drops: Option<Look<Vec<ForwardDrop>>>,
+    /// Answer to [`Want::Filters`].
+    pub filters: Option<Look<Vec<FilterTable>>>,
     /// Answers to [`Want::Program`].
     pub programs: BTreeMap<&'static str, Look<bool>>,
     /// Answers to [`Want::Sysctl`], without the white space around them; `None`: there is no such key.
@@ -195,10 +196,9 @@ impl Observed {
         one(&self.addresses, Want::Addresses).map(Vec::as_slice)
     }
 
-    /// The links that are built on the one with this index, and go with it.
-    pub fn links_on(&self, index: u32) -> Result<&[IfName], Gap> {
-        let found = all([index], &self.links_on, Want::LinksOn)?;
-        Ok(found.first().map_or(&[], |links| links.as_slice()))
+    /// The links that are built on others, and go with them, by the index of the other.
+    pub fn links_on(&self) -> Result<&BTreeMap<u32, Vec<IfName>>, Gap> {
+        one(&self.links_on, Want::LinksOn)
     }
 
     /// All bridges.
@@ -211,9 +211,9 @@ impl Observed {
         one(&self.nat, Want::Nat)
     }
 
-    /// The nftables chains of others that drop what is forwarded.
-    pub fn forward_drops(&self) -> Result<&[ForwardDrop], Gap> {
-        one(&self.forward_drops, Want::ForwardDrops).map(Vec::as_slice)
+    /// The nftables tables of others that filter what is forwarded.
+    pub fn filters(&self) -> Result<&[FilterTable], Gap> {
+        one(&self.filters, Want::Filters).map(Vec::as_slice)
     }
 
     /// Whether there is a program of this name on PATH.
@@ -228,7 +228,7 @@ impl Observed {
 
     /// The same, where each may have a failure of its own. Some keys can only be written.
     pub fn sysctls_one_by_one(&self, keys: &[SysctlKey]) -> Result<Vec<&Look<Option<String>>>, Gap> {
-        let unseen: Vec<_> = keys.iter().filter(|key| !self.sysctls.contains_key(key)).collect();
+        let unseen = sorted::set(keys.iter().filter(|key| !self.sysctls.contains_key(key)));
         if unseen.is_empty() {
             return Ok(keys.iter().filter_map(|key| self.sysctls.get(key)).collect());
         }
@@ -285,10 +285,9 @@ impl Observed {
         one(&self.occupied, Want::Occupied)
     }
 
-    /// The veths whose names match, if both ends are here.
-    pub fn veths(&self, names: &Pattern) -> Result<&[Veth], Gap> {
-        let seen = all([names.clone()], &self.veths, Want::Veths)?;
-        Ok(seen.first().map_or(&[], |veths| veths.as_slice()))
+    /// The veths whose names match, if both ends are here; by pattern, in the order asked for.
+    pub fn veths(&self, names: impl IntoIterator<Item = Pattern>) -> Result<Vec<&[Veth]>, Gap> {
+        Ok(all(names, &self.veths, Want::Veths)?.into_iter().map(Vec::as_slice).collect())
     }
 
     /// The network namespaces of all pods' sandboxes, or why crictl could not tell: not all needs to know.
@@ -305,21 +304,22 @@ fn one<T>(seen: &Option<Look<T>>, want: Want) -> Result<&T, Gap> {
     }
 }
 
-/// Asks for many at once, so that they can be looked at in one go.
+/// Asks for many at once, so that they can be looked at in one go, and for each of them once: a table that a thousand
+/// routes are declared in is dumped once.
 fn all<K: Ord, T>(
     keys: impl IntoIterator<Item = K>,
     seen: &BTreeMap<K, Look<T>>,
     want: fn(K) -> Want,
 ) -> Result<Vec<&T>, Gap> {
-    let (mut answers, mut unseen) = (Vec::new(), Vec::new());
+    let (mut answers, mut unseen) = (Vec::new(), BTreeSet::new());
     for key in keys {
         match seen.get(&key) {
             Some(Ok(answer)) => answers.push(answer),
             Some(Err(why)) => return Err(Gap::Failed(why.clone())),
-            None => unseen.push(want(key)),
+            None => drop(unseen.insert(key)),
         }
     }
-    if unseen.is_empty() { Ok(answers) } else { Err(Gap::Unseen(unseen)) }
+    if unseen.is_empty() { Ok(answers) } else { Err(Gap::Unseen(unseen.into_iter().map(want).collect())) }
 }
 
 /// A live policy rule.

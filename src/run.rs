@@ -152,7 +152,7 @@ impl Outcome {
                 break; // and nothing is concluded from what was cut short
             }
             let notes = if self.dry_run { Vec::new() } else { plan.remember };
-            let noted = notes.into_iter().fold(true, |noted, note| noted & self.remember(node, name, note));
+            let noted = notes.into_iter().all(|note| self.remember(node, name, note));
             let status = if observed { Status::Observed } else { Status::Skipped };
             let held = plan.held.into_iter().map(|step| Item { held: true, status, ..Item::new(name, step) });
             self.items.extend(held);
@@ -180,12 +180,21 @@ impl Outcome {
         let has_failed =
             |item: &Item| item.reconciler == *name && item.status == Status::Failed && !item.change.stands_alone();
         let mut stopped = !may_mend || *whole && self.items.iter().any(has_failed);
-        let earlier = self.items.len();
+        // What is planned again is mostly planned in the same order: the search goes on where it has found the last one.
+        let of_section = |(at, item): (usize, &Item)| (item.reconciler == *name).then_some(at);
+        let earlier: Vec<usize> = self.items.iter().enumerate().filter_map(of_section).collect();
+        let mut next = 0;
         for step in steps {
-            let known = self.items.iter().take(earlier).position(|item| item.change == step.change);
+            let is_it = |at: &usize| self.items.get(*at).is_some_and(|item| item.change.is_again(&step.change));
+            let (before, after) = earlier.split_at(next);
+            let found = after.iter().position(is_it).map(|at| next + at).or_else(|| before.iter().position(is_it));
+            next = found.map_or(next, |found| found + 1);
+            let known = found.and_then(|found| earlier.get(found).copied());
             let at = known.unwrap_or(self.items.len());
-            if known.is_none() {
-                self.items.push(Item::new(name, step));
+            match self.items.get_mut(at) {
+                None => self.items.push(Item::new(name, step)),
+                Some(item) if item.status == Status::Skipped => item.change = step.change,
+                Some(_) => {}
             }
             let Some(item) = self.items.get_mut(at) else { continue };
             match item.status {

@@ -3,15 +3,17 @@
 //! wrong is traced back to the file that said it.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::libc::O_NONBLOCK;
 use serde::Deserialize;
 use serde_path_to_error::Track;
 use serde_yaml::Value;
 
-use super::tree::{self, End, Flaw, MAX_BYTES, Position, Step};
+use super::tree::{self, End, Flaw, Key, Keys, MAX_BYTES, Position, Step};
 use super::{DEFAULT_YAML, Desired};
 use crate::net::one_line;
 use crate::sorted;
@@ -75,7 +77,8 @@ struct Layer {
 pub fn load(file: Option<&Path>) -> Result<Loaded, ConfigError> {
     let usual = Path::new(USUAL_FILE);
     let main = match file {
-        Some(file) => Some(read_file(file)?),
+        // It may be a pipe, as of `--config <(…)`.
+        Some(file) => Some(read_from(file, File::open(file))?),
         None => read_if_there(usual)?,
     };
     if main.is_none() {
@@ -121,14 +124,6 @@ fn parse(files: impl IntoIterator<Item = (String, String)>) -> Result<Loaded, Co
 }
 
 impl Loaded {
-    /// The file and line that a value came from; `None` if it is a default of ours.
-    fn origin(&self, path: &[Step]) -> Option<(&str, usize)> {
-        let layer = self.layers.iter().rfind(|layer| tree::get(&layer.tree, path).is_some())?;
-        Some((&layer.file, tree::locate(&layer.text, path, End::Key).0))
-    }
-}
-
-impl Loaded {
     /// The merged configuration as YAML, each value with the file and line that it came from.
     ///
     /// # Errors
@@ -136,7 +131,7 @@ impl Loaded {
     /// None that is known of: every value has a JSON form.
     pub fn to_yaml(&self) -> serde_json::Result<String> {
         let mut yaml = String::new();
-        self.write_yaml(&serde_json::to_value(&self.desired)?, &[], &mut yaml);
+        self.write_yaml(&serde_json::to_value(&self.desired)?, Some(&self.keys()), "", &mut yaml);
         Ok(yaml)
     }
 
@@ -148,33 +143,42 @@ impl Loaded {
     pub fn to_json(&self) -> serde_json::Result<String> {
         let config = serde_json::to_value(&self.desired)?;
         let mut sources = serde_json::Map::new();
-        self.collect_sources(&config, &[], &mut sources);
+        self.collect_sources(&config, Some(&self.keys()), "", &mut sources);
         Ok(serde_json::json!({ "config": config, "sources": sources }).to_string() + "\n")
     }
 
-    fn source(&self, path: &[Step]) -> String {
-        match self.origin(path) {
+    /// Where each value came from: the last file that has it.
+    fn keys(&self) -> Keys {
+        let mut keys = Keys::default();
+        for (number, layer) in self.layers.iter().enumerate() {
+            keys.overlay(Keys::of(number, &layer.text));
+        }
+        keys
+    }
+
+    /// The file and line; or where there is no key, a default of ours.
+    fn source(&self, key: Option<&Key>) -> String {
+        match key.and_then(|key| Some((&self.layers.get(key.document)?.file, key.line))) {
             Some((file, line)) if file != BUILT_IN => format!("{}:{line}", one_line(file)),
             _ => BUILT_IN.into(),
         }
     }
 
     /// JSON is YAML in flow style, and that is how values are shown that are no mappings.
-    fn write_yaml(&self, value: &serde_json::Value, path: &[Step], yaml: &mut String) {
-        let indent = "  ".repeat(path.len());
-        for (key, value) in value.as_object().into_iter().flatten() {
-            let path = [path, &[Step::Key(key.clone())]].concat();
-            let mut line = |text: String| yaml.push_str(&format!("{text:<48}  # {}\n", self.source(&path)));
+    fn write_yaml(&self, value: &serde_json::Value, keys: Option<&Keys>, indent: &str, yaml: &mut String) {
+        for (name, value) in value.as_object().into_iter().flatten() {
+            let key = keys.and_then(|keys| keys.get(name));
+            let mut line = |text: String| yaml.push_str(&format!("{text:<48}  # {}\n", self.source(key)));
             match value {
-                serde_json::Value::Object(keys) if !keys.is_empty() => {
-                    yaml.push_str(&format!("{indent}{key}:\n"));
-                    self.write_yaml(value, &path, yaml);
+                serde_json::Value::Object(names) if !names.is_empty() => {
+                    yaml.push_str(&format!("{indent}{name}:\n"));
+                    self.write_yaml(value, key.map(|key| &key.below), &format!("{indent}  "), yaml);
                 }
                 serde_json::Value::Array(items) if items.iter().any(serde_json::Value::is_object) => {
-                    line(format!("{indent}{key}:"));
+                    line(format!("{indent}{name}:"));
                     items.iter().for_each(|item| yaml.push_str(&format!("{indent}  - {item}\n")));
                 }
-                value => line(format!("{indent}{key}: {value}")),
+                value => line(format!("{indent}{name}: {value}")),
             }
         }
     }
@@ -182,15 +186,16 @@ impl Loaded {
     fn collect_sources(
         &self,
         value: &serde_json::Value,
-        path: &[Step],
+        keys: Option<&Keys>,
+        path: &str,
         sources: &mut serde_json::Map<String, serde_json::Value>,
     ) {
-        for (key, value) in value.as_object().into_iter().flatten() {
-            let path = [path, &[Step::Key(key.clone())]].concat();
-            if value.as_object().is_some_and(|keys| !keys.is_empty()) {
-                self.collect_sources(value, &path, sources);
+        for (name, value) in value.as_object().into_iter().flatten() {
+            let key = keys.and_then(|keys| keys.get(name));
+            if value.as_object().is_some_and(|names| !names.is_empty()) {
+                self.collect_sources(value, key.map(|key| &key.below), &format!("{path}{name}."), sources);
             } else {
-                sources.insert(tree::readable(&path), self.source(&path).into());
+                sources.insert(format!("{path}{name}"), self.source(key).into());
             }
         }
     }
@@ -250,7 +255,9 @@ fn in_our_words(message: &str) -> String {
             && let [wrong, known @ ..] = quoted(message).as_slice()
         {
             let closeness = |word: &&String| (strsim::damerau_levenshtein(wrong, word), word.len());
-            let meant = known.iter().min_by_key(closeness).filter(|word| is_close(wrong, word));
+            // The distance takes the product of both lengths in memory and time.
+            let comparable = known.iter().filter(|_| wrong.len() <= LONGEST_WORD);
+            let meant = comparable.min_by_key(closeness).filter(|word| is_close(wrong, word));
             let known = known.join(", ");
             return match meant {
                 Some(meant) => format!("{what} `{wrong}`; did you mean `{meant}`? (known: {known})"),
@@ -275,6 +282,9 @@ fn in_our_words(message: &str) -> String {
     plain.iter().fold(message.to_owned(), |message, (rust, ours)| message.replace(rust, ours))
 }
 
+/// What is longer is no misspelt key of ours.
+const LONGEST_WORD: usize = 64;
+
 fn is_close(wrong: &str, word: &str) -> bool {
     strsim::damerau_levenshtein(wrong, word) <= word.len().div_ceil(3) || word.starts_with(wrong)
 }
@@ -290,9 +300,19 @@ fn read_if_there(path: &Path) -> Result<Option<(String, String)>, ConfigError> {
     }
 }
 
+/// Reads what nobody named, and waits for no writer of a pipe.
 fn read_file(path: &Path) -> Result<(String, String), ConfigError> {
+    let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path);
+    let file = file.and_then(|file| match file.metadata()?.file_type() {
+        kind if kind.is_file() || kind.is_dir() || kind.is_char_device() => Ok(file),
+        _ => Err(io::Error::other("it is no regular file")),
+    });
+    read_from(path, file)
+}
+
+fn read_from(path: &Path, file: io::Result<File>) -> Result<(String, String), ConfigError> {
     let fail = |error| unreadable(path, error);
-    let file = File::open(path).map_err(fail)?;
+    let file = file.map_err(fail)?;
     if file.metadata().map_err(fail)?.is_dir() {
         return Err(fail(io::ErrorKind::IsADirectory.into()));
     }
@@ -321,7 +341,7 @@ fn read_file(path: &Path) -> Result<(String, String), ConfigError> {
 
 /// A name that is easily mistaken for one that is read: nobody would notice what is in it.
 fn not_read(yml: &Path) -> Result<(), ConfigError> {
-    match File::open(yml) {
+    match std::fs::metadata(yml) {
         Ok(_) => Err(unreadable(yml, io::Error::other("only files named .yaml are read; rename it"))),
         Err(_) => Ok(()),
     }
@@ -355,6 +375,19 @@ mod tests {
 
     fn parse_one(text: &str) -> Result<Loaded, ConfigError> {
         parse([("c.yaml".to_owned(), text.to_owned())])
+    }
+
+    #[test]
+    fn fuzz() {
+        crate::fuzz::run("config", |bytes| {
+            let text = String::from_utf8_lossy(bytes);
+            // A NUL is where a drop-in begins.
+            let files = text.split('\0').take(3).enumerate();
+            match parse(files.map(|(number, text)| (format!("{number}.yaml"), text.to_owned()))) {
+                Ok(loaded) => loaded.to_yaml().is_ok() && loaded.to_json().is_ok(),
+                Err(error) => error.to_string().is_empty(),
+            }
+        });
     }
 
     #[test]
@@ -412,11 +445,15 @@ mod tests {
         assert_eq!((desired.rp_filter.mode, desired.rp_filter.value.number()), (Mode::Observe, 2));
         assert_eq!(desired.default_routes.exclude_tables.len(), 1);
         assert!(desired.default_routes.exclude_tables[0].contains(8));
-        let path = |path: &str| path.split('.').map(|key| Step::Key(key.into())).collect::<Vec<_>>();
-        assert_eq!(loaded.origin(&path("rp_filter.mode")), Some(("main", 2)));
-        assert_eq!(loaded.origin(&path("rp_filter.value")), Some(("10", 2)));
-        assert_eq!(loaded.origin(&path("default_routes.exclude_tables")), Some(("20", 3)));
-        assert_eq!(loaded.origin(&path("default_routes.mode")), None);
+        let json: serde_json::Value = serde_json::from_str(&loaded.to_json().unwrap()).unwrap();
+        for (path, source) in [
+            ("rp_filter.mode", "main:2"),
+            ("rp_filter.value", "10:2"),
+            ("default_routes.exclude_tables", "20:3"),
+            ("default_routes.mode", BUILT_IN),
+        ] {
+            assert_eq!(json["sources"][path], source, "{path}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod load;
 mod tree;
 mod value;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -98,49 +99,54 @@ impl Desired {
     /// What no single value shows to be wrong: the path of the offender and what is wrong with it.
     fn contradiction(&self) -> Option<(Vec<Step>, String)> {
         let rules: Vec<_> = self.rules.iter().map(Rule::to_rule).collect();
-        let routes: Vec<_> = self.routes.iter().map(Route::key).collect();
-        let sysctls: Vec<_> = self.sysctls.iter().map(|wish| &wish.key).collect();
-        let bridges: Vec<_> = self.bridges.iter().map(|bridge| &bridge.name).collect();
-        repeated(&rules, net::Rule::equals)
-            .map(|(first, again)| (Step::entry("rules", again), format!("says the same as rules[{first}]")))
+        let bridges = self.bridges.iter().map(|bridge| &bridge.name);
+        let masquerade = self.masquerade.iter().map(Masquerade::to_masquerade);
+        let sysctls = self.sysctls.iter().map(|wish| wish.key.path());
+        repeated(rules.iter().map(net::Rule::essence))
+            .map(|(first, again, _)| (Step::entry("rules", again), format!("says the same as rules[{first}]")))
             .or_else(|| {
-                repeated(&routes, PartialEq::eq).map(|(first, again)| {
+                repeated(self.routes.iter().map(Route::key)).map(|(first, again, _)| {
                     let why = "has the table, destination and metric of";
                     (Step::entry("routes", again), format!("{why} routes[{first}]: a table holds only one such route"))
                 })
             })
             .or_else(|| {
                 let why = |first| format!("has the name of bridges[{first}]");
-                repeated(&bridges, PartialEq::eq).map(|(first, again)| (Step::entry("bridges", again), why(first)))
+                repeated(bridges).map(|(first, again, _)| (Step::entry("bridges", again), why(first)))
             })
             .or_else(|| {
                 let why = |first| format!("says the same as masquerade[{first}]");
-                let same = |a: &Masquerade, b: &Masquerade| a.to_masquerade() == b.to_masquerade();
-                repeated(&self.masquerade, same).map(|(first, again)| (Step::entry("masquerade", again), why(first)))
+                repeated(masquerade).map(|(first, again, _)| (Step::entry("masquerade", again), why(first)))
             })
             .or_else(|| {
-                repeated(&sysctls, PartialEq::eq).map(|(first, again)| {
-                    let key = sysctls.get(again).map_or("", |key| key.path());
-                    (Step::entry("sysctls", again), format!("has the key of sysctls[{first}]: {key}"))
-                })
+                let why = |first, key| format!("has the key of sysctls[{first}]: {key}");
+                repeated(sysctls).map(|(first, again, key)| (Step::entry("sysctls", again), why(first, key)))
             })
             .or_else(|| self.repeated_address())
-            .or_else(|| self.bridges.iter().enumerate().find_map(|(i, bridge)| self.impossible(i, bridge)))
+            .or_else(|| self.impossible())
     }
 
     /// What the kernel gives no bridge.
-    fn impossible(&self, i: usize, bridge: &Bridge) -> Option<(Vec<Step>, String)> {
-        let entry = || Step::entry("bridges", i);
-        if bridge.addresses.iter().any(|it| it.0.address() == IpAddr::V6(Ipv6Addr::LOCALHOST)) {
-            return Some((entry(), "has the address ::1, which the kernel gives no bridge".into()));
+    fn impossible(&self) -> Option<(Vec<Step>, String)> {
+        let small = |bridge: &&Bridge| bridge.mtu.is_some_and(|mtu| mtu.0 < LEAST_IPV6_MTU);
+        let of_small = sorted::set(self.bridges.iter().filter(small).map(|bridge| &bridge.name));
+        let mut v6 = BTreeMap::new();
+        if !of_small.is_empty() {
+            let inets = self.all_addresses().filter(|(dev, inet)| inet.is_ipv6() && of_small.contains(dev));
+            for (dev, inet) in inets {
+                v6.entry(dev).or_insert(inet);
+            }
         }
-        let mtu = bridge.mtu.filter(|mtu| mtu.0 < LEAST_IPV6_MTU)?.0;
-        let of_it = |(dev, inet): &(&IfName, IpInet)| **dev == bridge.name && inet.is_ipv6();
-        let (_, inet) = self.all_addresses().find(of_it)?;
-        Some((
-            entry(),
-            format!("has the mtu {mtu} and the address {inet:#}; IPv6 takes an mtu of {LEAST_IPV6_MTU} or more"),
-        ))
+        self.bridges.iter().enumerate().find_map(|(i, bridge)| {
+            if bridge.addresses.iter().any(|it| it.0.address() == IpAddr::V6(Ipv6Addr::LOCALHOST)) {
+                let why = "has the address ::1, which the kernel gives no bridge".into();
+                return Some((Step::entry("bridges", i), why));
+            }
+            let (mtu, inet) = (bridge.mtu?.0, v6.get(&bridge.name)?);
+            let why =
+                format!("has the mtu {mtu} and the address {inet:#}; IPv6 takes an mtu of {LEAST_IPV6_MTU} or more");
+            Some((Step::entry("bridges", i), why))
+        })
     }
 }
 
@@ -182,9 +188,16 @@ impl Desired {
     }
 }
 
-fn repeated<T>(items: &[T], same: fn(&T, &T) -> bool) -> Option<(usize, usize)> {
-    let earlier = |(i, item)| items.iter().take(i).position(|other| same(other, item)).map(|first| (first, i));
-    items.iter().enumerate().find_map(earlier)
+/// The first key that is there a second time: where it was, where it is again, and it.
+fn repeated<K: Ord + Clone>(keys: impl Iterator<Item = K>) -> Option<(usize, usize, K)> {
+    let mut known = BTreeMap::new();
+    keys.enumerate().find_map(|(i, key)| match known.entry(key) {
+        Entry::Occupied(first) => Some((*first.get(), i, first.key().clone())),
+        Entry::Vacant(new) => {
+            new.insert(i);
+            None
+        }
+    })
 }
 
 /// The one version of the format that there is: `1`.

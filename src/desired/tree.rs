@@ -3,6 +3,7 @@
 //! [`locate`] finds them again, by path, when something has to be said about a value.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, EnumAccess, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -355,6 +356,137 @@ impl Visitor<'_> for FindKey<'_> {
     }
 }
 
+/// Where the keys of a document stand, of mappings within mappings. All are found in one pass: to [`locate`] each would
+/// be a pass for each.
+#[derive(Debug, Default)]
+pub struct Keys(BTreeMap<String, Key>);
+
+/// Where a key stands, and those below it.
+#[derive(Debug)]
+pub struct Key {
+    /// The number of its document.
+    pub document: usize,
+    /// Its line, from 1.
+    pub line: usize,
+    /// Those in its value.
+    pub below: Keys,
+}
+
+impl Keys {
+    /// Those of this document, which [`read`] has accepted.
+    pub fn of(document: usize, text: &str) -> Keys {
+        FindKeys(document).deserialize(serde_yaml::Deserializer::from_str(text)).unwrap_or_default()
+    }
+
+    /// Puts those of a later document over these.
+    pub fn overlay(&mut self, later: Keys) {
+        for (name, key) in later.0 {
+            match self.0.get_mut(&name) {
+                Some(old) => {
+                    (old.document, old.line) = (key.document, key.line);
+                    old.below.overlay(key.below);
+                }
+                None => drop(self.0.insert(name, key)),
+            }
+        }
+    }
+
+    /// The key of this name.
+    pub fn get(&self, name: &str) -> Option<&Key> {
+        self.0.get(name)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct FindKeys(usize);
+
+impl<'de> DeserializeSeed<'de> for FindKeys {
+    type Value = Keys;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Keys, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for FindKeys {
+    type Value = Keys;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_str<E: de::Error>(self, _: &str) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Keys, E> {
+        Ok(Keys::default())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Keys, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Keys::default())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Keys, A::Error> {
+        let mut keys = Keys::default();
+        loop {
+            let mut name = None;
+            // The parser goes on after a key that was refused, and its error has the place.
+            let place = match map.next_key_seed(Refuse(&mut name)) {
+                Ok(None) => return Ok(keys),
+                Ok(Some(())) => String::new(),
+                Err(error) if name.is_none() => return Err(error),
+                Err(error) => error.to_string(),
+            };
+            let line = place.rsplit_once(" at line ").and_then(|(_, place)| place.split(' ').next()?.parse().ok());
+            let below = map.next_value_seed(self)?;
+            let key = Key { document: self.0, line: line.unwrap_or(1), below };
+            keys.0.extend(name.map(|name| (name, key)));
+        }
+    }
+}
+
+/// Notes a key, and refuses it.
+struct Refuse<'a>(&'a mut Option<String>);
+
+impl<'de> DeserializeSeed<'de> for Refuse<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Refuse<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E: de::Error>(self, key: &str) -> Result<(), E> {
+        *self.0 = Some(key.to_owned());
+        Err(flaw("here"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -423,5 +555,20 @@ mod tests {
             let steps: Vec<_> = path.split('.').map(step).collect();
             assert_eq!(locate(text, &steps, end), position, "{path}");
         }
+    }
+
+    #[test]
+    fn every_key_is_found_where_it_is_located() {
+        let text = "# c\nversion: 1\nx:\n  a: {b: 1,\n    c: [{d: 1}]}\n  'e at line 9 column 9': 2\n\n  f: &f\n    g: on\n  h: *f\ny: z\n";
+        let keys = Keys::of(7, text);
+        for path in ["version", "x", "x.a", "x.a.b", "x.a.c", "x.e at line 9 column 9", "x.f", "x.f.g", "x.h", "y"] {
+            let steps: Vec<_> = path.split('.').map(|key| Step::Key(key.into())).collect();
+            let names: Vec<_> = path.split('.').collect();
+            let (last, before) = names.split_last().unwrap();
+            let within = before.iter().fold(&keys, |keys, name| &keys.get(name).unwrap().below);
+            let found = within.get(last).unwrap();
+            assert_eq!((found.document, found.line), (7, locate(text, &steps, End::Key).0), "{path}");
+        }
+        assert!(keys.get("x").unwrap().below.get("a").unwrap().below.get("c").unwrap().below.get("d").is_none());
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use cidr::{IpCidr, IpInet};
@@ -34,16 +35,20 @@ fn is_pod_link(name: &[u8]) -> bool {
 }
 
 /// A regular expression over names of interfaces, anchored as written. ASCII only: names are bytes.
+///
+/// It is compiled when it is first matched: a configuration may have thousands, each of which takes far more memory
+/// compiled than written.
 #[derive(Clone)]
 pub struct Pattern {
     text: Cow<'static, str>,
-    compiled: OnceCell<Regex>,
+    has_group: bool,
+    compiled: Rc<OnceCell<Regex>>,
 }
 
 impl Pattern {
     /// A pattern of our own; a test compiles it, so that a run compiles it only when it is needed.
     pub(crate) fn known_good(text: &'static str) -> Pattern {
-        Pattern { text: Cow::Borrowed(text), compiled: OnceCell::new() }
+        Pattern { text: Cow::Borrowed(text), has_group: true, compiled: Rc::default() }
     }
 
     /// As it is written.
@@ -58,16 +63,13 @@ impl Pattern {
                 text.replace('*', ".*")
             ));
         }
-        let compiled = match text {
-            UPLINKS | UPLINKS_AND_PODS => OnceCell::new(),
-            _ => OnceCell::from(compile(text)?),
-        };
-        Ok(Pattern { text: Cow::Owned(text.to_owned()), compiled })
+        let has_group = matches!(text, UPLINKS | UPLINKS_AND_PODS) || compile(text)?.captures_len() > 1;
+        Ok(Pattern { text: Cow::Owned(text.to_owned()), has_group, compiled: Rc::default() })
     }
 
     /// Whether it has a group in parentheses.
     pub(super) fn has_group(&self) -> bool {
-        self.regex().is_some_and(|regex| regex.captures_len() > 1)
+        self.has_group
     }
 
     /// The part of the name that its first group matches.
@@ -103,8 +105,17 @@ fn is_shell_pattern(text: &str) -> bool {
         || pairs.into_iter().any(|(one, next)| next == b'*' && (one.is_ascii_alphanumeric() || one == b'_'))
 }
 
+/// What a pattern may come to, in bytes. Names of interfaces have 15 bytes and files 255; a usual pattern has a kilobyte.
+const MOST_COMPILED: usize = 64 << 10;
+
 fn compile(text: &str) -> Result<Regex, String> {
-    RegexBuilder::new(text).unicode(false).build().map_err(|error| {
+    RegexBuilder::new(text).unicode(false).size_limit(MOST_COMPILED).build().map_err(|error| {
+        if let regex::Error::CompiledTooBig(limit) = error {
+            return format!(
+                "`{text}` is too large: compiled it has more than {} KiB; repeat less ({{n}})",
+                limit >> 10
+            );
+        }
         let error = error.to_string();
         let reason = error.lines().last().unwrap_or(&error);
         format!("`{text}` is no regular expression: {}", reason.trim_start_matches("error: "))

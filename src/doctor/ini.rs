@@ -75,6 +75,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn fuzz() {
+        crate::fuzz::run("ini", |bytes| {
+            let entries = entries(&ConfFile { path: "/f".into(), text: bytes.into() });
+            entries
+                .iter()
+                .filter(|entry| boolean(&entry.value).is_none() && !entry.place.to_string().is_empty())
+                .count()
+                > 0
+        });
+    }
+
+    #[test]
     fn entries_know_their_section_and_line() {
         let text = "A=1\n# x\n[Network]\n;B=2\nB = yes \\\n no\n[Link\nC\n[Match]\nName=eth0";
         let file = ConfFile { path: "/f".into(), text: text.into() };

@@ -2,16 +2,18 @@
 //!
 //! Each cause is one [`Check`] of [`ALL`]: a pure function of [`facts::Facts`], the files and the kernel's state. A
 //! check asks for what has not been looked at yet by failing with a [`Gap`], as reconcilers do. [`look`] reads and
-//! looks, [`report`] shows.
+//! looks, [`report`] shows, [`review`] writes what is proposed.
 
 mod cure;
 pub mod facts;
+mod forward;
 mod ini;
 mod look;
 mod managers;
 mod martians;
 mod policy;
 pub mod report;
+pub mod review;
 mod sysctls;
 
 use crate::observed::Gap;
@@ -52,6 +54,12 @@ pub const ALL: &[Check] = &[
         title: "nothing is forwarded",
         breaks: &["sysctls"],
         check: sysctls::ip_forward_off,
+    },
+    Check {
+        cause: "forward_dropped",
+        title: "a firewall drops what is forwarded for `masquerade`",
+        breaks: &["masquerade"],
+        check: forward::dropped,
     },
     Check {
         cause: "table_host_route_only",

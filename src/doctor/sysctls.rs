@@ -1,7 +1,7 @@
 //! Causes in sysctls and their files.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ fn key_of(name: &[u8]) -> Vec<u8> {
 }
 
 fn place(setting: &Setting) -> Place {
-    Place { file: setting.file.clone(), line: setting.line }
+    Place { file: setting.file.to_path_buf(), line: setting.line }
 }
 
 fn number(setting: &Setting) -> Option<i32> {
@@ -70,11 +70,12 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         return Ok(Vec::new());
     }
     let settings = &facts.files.sysctl;
-    let patterns: Vec<_> = wanted.iter().map(|name| pattern(wish, name, &names)).collect();
+    let patterns = Patterns::new(wish, &names);
+    let patterns: Vec<_> = wanted.iter().map(|name| patterns.of(name)).collect();
     let to_come = patterns.iter().flatten().map(|pattern| pattern.to_come.as_slice());
     let offenders = wanted.iter().copied().chain(to_come.clone()).filter_map(|name| offender(settings, wish, name));
     let last = offenders.filter_map(|line| line.file.file_name()).map(OsStrExt::as_bytes).max();
-    let existing: Vec<&ConfFile> = settings.files().iter().collect();
+    let existing: Vec<&ConfFile> = settings.files().collect();
     let make = |path| proposal(settings, wish, path, &wanted, &patterns);
     let proposal = beside(&existing, &after(RP_FILTER_FILE, last), &make);
     let cured = settings.with(proposal.clone());
@@ -84,6 +85,9 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     // Node-fixer's own file leaves the last word to an operator's.
     let ours_wins = last.is_none_or(|last| Path::new(OURS).file_name().is_some_and(|ours| last < ours.as_bytes()));
     let or_ours = if ours_wins { "  # or have node-fixer keep such a file: rp_filter.persist" } else { "" };
+    // Files that say otherwise in spite of the cure.
+    let all = wanted.iter().copied().chain(to_come);
+    let undaunted = sorted::set(all.filter_map(|name| offender(&cured, wish, name)).map(|line| &*line.file));
     let mut found = Vec::new();
     for (file, lines) in by_file {
         let said = lines.values().map(|(setting, names)| {
@@ -96,8 +100,7 @@ pub fn rp_filter_sysctl(facts: &Facts) -> Result<Vec<Finding>, Gap> {
             wish.value.number(),
             wish.value
         );
-        let is_beaten = |name| offender(&cured, wish, name).is_none_or(|line| line.file != file);
-        let beaten = wanted.iter().copied().chain(to_come.clone()).all(is_beaten);
+        let beaten = !undaunted.contains(file);
         let cure = if beaten {
             let path = shell_word(proposal.path.as_os_str().as_bytes());
             format!("{} && sysctl -p {path}{or_ours}", write_command(&proposal))
@@ -124,19 +127,35 @@ struct Pattern {
     to_come: Vec<u8>,
 }
 
-/// The pattern for a name; none where it would find an interface that is not wanted.
-fn pattern(wish: &RpFilter, name: &[u8], names: &[&[u8]]) -> Option<Pattern> {
-    let stem = name.get(..name.iter().take_while(|byte| byte.is_ascii_lowercase()).count())?;
-    let is_strange = |it: &&[u8]| it.starts_with(stem) && !wish.interfaces.is_match(it);
-    // `all` is written in no case.
-    if stem.is_empty() || stem == name || b"all".starts_with(stem) || names.iter().any(is_strange) {
-        return None;
+/// Finds the patterns for names, of which there may be thousands.
+struct Patterns<'a> {
+    wish: &'a RpFilter,
+    names: BTreeSet<&'a [u8]>,
+    /// How the names begin that are not wanted.
+    strange: BTreeSet<&'a [u8]>,
+}
+
+impl<'a> Patterns<'a> {
+    fn new(wish: &'a RpFilter, names: &[&'a [u8]]) -> Patterns<'a> {
+        let names = sorted::set(names.iter().copied());
+        let unwanted = names.iter().filter(|name| !wish.interfaces.is_match(name));
+        let strange = sorted::set(unwanted.flat_map(|name| (0..=name.len()).filter_map(|length| name.get(..length))));
+        Patterns { wish, names, strange }
     }
-    let (_, start) = name.split_last()?;
-    let mut free =
-        [start, name].into_iter().flat_map(|start| (b'0'..=b'9').map(move |digit| [start, &[digit]].concat()));
-    let to_come = free.find(|new| wish.interfaces.is_match(new) && !names.contains(&new.as_slice()))?;
-    Some(Pattern { glob: [stem, b"*"].concat(), to_come })
+
+    /// The pattern for a name; none where it would find an interface that is not wanted.
+    fn of(&self, name: &[u8]) -> Option<Pattern> {
+        let stem = name.get(..name.iter().take_while(|byte| byte.is_ascii_lowercase()).count())?;
+        // `all` is written in no case.
+        if stem.is_empty() || stem == name || b"all".starts_with(stem) || self.strange.contains(stem) {
+            return None;
+        }
+        let (_, start) = name.split_last()?;
+        let mut free =
+            [start, name].into_iter().flat_map(|start| (b'0'..=b'9').map(move |digit| [start, &[digit]].concat()));
+        let to_come = free.find(|new| self.wish.interfaces.is_match(new) && !self.names.contains(new.as_slice()))?;
+        Some(Pattern { glob: [stem, b"*"].concat(), to_come })
+    }
 }
 
 /// A file that has the wanted value written to these interfaces.
@@ -157,30 +176,23 @@ fn proposal(
         // Interfaces come and go: who is not there is no failure.
         [b"-", key.as_slice(), format!(" = {}\n", wish.value.number()).as_bytes()].concat()
     };
-    let mut lines: Vec<Vec<u8>> = Vec::new();
+    // A name that would be read as a pattern, or as a key and its value, cannot be written.
+    let is_plain = |name: &[u8]| !name.iter().any(|byte| b"*?[=".contains(byte));
+    let general = names.iter().zip(patterns).filter_map(|(name, pattern)| match pattern {
+        Some(pattern) => Some(line(&pattern.glob)),
+        None => is_plain(name).then(|| line(name)),
+    });
+    let mut said = BTreeSet::new();
+    let mut lines: Vec<Vec<u8>> = general.filter(|line| said.insert(line.clone())).collect();
     let file = |lines: &[Vec<u8>]| {
         let header = b"# Keeps rp_filter as node-fixer wants it, also for interfaces that appear.\n".to_vec();
         ConfFile { path: path.clone(), text: [header].iter().chain(lines).flatten().copied().collect() }
     };
-    // A name that would be read as a pattern, or as a key and its value, cannot be written.
-    let names = || names.iter().zip(patterns);
-    let is_plain = |name: &[u8]| !name.iter().any(|byte| b"*?[=".contains(byte));
-    for (name, pattern) in names() {
-        let general = match pattern {
-            Some(pattern) => line(&pattern.glob),
-            None if is_plain(name) => line(name),
-            None => continue,
-        };
-        if !lines.contains(&general) {
-            lines.push(general);
-        }
-    }
-    for (name, _) in names().filter(|(name, _)| is_plain(name)) {
-        // A pattern loses against a line that names the interface.
-        if offender(&settings.with(file(&lines)), wish, name).is_some() && !lines.contains(&line(name)) {
-            lines.push(line(name));
-        }
-    }
+    // A pattern loses against a line that names the interface.
+    let so_far = settings.with(file(&lines));
+    let loses = |name: &&[u8]| is_plain(name) && offender(&so_far, wish, name).is_some();
+    let named = names.iter().copied().filter(loses).map(line);
+    lines.extend(named.filter(|line| said.insert(line.clone())));
     file(&lines)
 }
 
@@ -266,7 +278,7 @@ fn forwarding_off(facts: &Facts, family: Family) -> Result<Option<Finding>, Gap>
     let last = line.as_ref().and_then(|line| line.file.file_name()).map(OsStrExt::as_bytes);
     let line_of = |(key, value): &(SysctlKey, &str)| [key.path().as_slice(), b" = ", value.as_bytes(), b"\n"].concat();
     let said: Vec<u8> = wanted.iter().flat_map(line_of).collect();
-    let existing: Vec<&ConfFile> = facts.files.sysctl.files().iter().collect();
+    let existing: Vec<&ConfFile> = facts.files.sysctl.files().collect();
     let text = [&b"# What goes through this node is forwarded.\n"[..], &said].concat();
     let proposal = beside(&existing, &after(file, last), &|path| ConfFile { path, text: text.clone() });
     let now: String = wanted.iter().map(|(key, value)| key.command(value) + " && ").collect();

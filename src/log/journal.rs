@@ -3,7 +3,7 @@
 //!
 //! Nothing here waits for a journal that does not listen: what it does not take at once goes the other way, to stderr.
 
-use std::fmt::{self, Write as _};
+use std::fmt::Write as _;
 use std::io::{self, IoSlice, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
@@ -15,10 +15,10 @@ use nix::poll::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix};
-use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Metadata, Subscriber};
 
+use super::event::{Said, Value};
 use crate::net::one_line;
 
 /// Where journald listens.
@@ -151,22 +151,28 @@ fn unit(cgroups: &str) -> Option<String> {
     cgroups.lines().filter_map(path).find_map(service)
 }
 
-/// An event as the journal takes it: `FIELD=value` lines.
+/// An event as the journal takes it: `FIELD=value` lines. MESSAGE is the line that stderr would get, but for what the
+/// command or the id of the kind says as well.
 fn entry(event: &Event<'_>) -> Vec<u8> {
-    let mut fields = Fields::default();
-    event.record(&mut fields);
+    let Said { mut message, fields } = Said::of(event);
     let metadata = event.metadata();
-    let name = fields.event.as_deref().unwrap_or(metadata.target());
+    let kind = fields.iter().find(|value| value.name == "event").map_or(metadata.target(), |value| &value.plain);
+    let kind = KINDS.iter().find(|it| it.target == kind);
+    let shown = |value: &&Value| value.name != "event";
+    for value in fields.iter().filter(shown).filter(|value| value.name != "action") {
+        // A String takes whatever it is given.
+        let _ = write!(message, " {}={}", value.name, value.in_a_line());
+    }
     let mut entry = Vec::new();
-    push(&mut entry, "MESSAGE", &fields.message);
+    push(&mut entry, "MESSAGE", &message);
     push(&mut entry, "PRIORITY", &super::priority(metadata.level()).to_string());
     push(&mut entry, "SYSLOG_IDENTIFIER", IDENTIFIER);
-    if let Some(kind) = KINDS.iter().find(|kind| kind.target == name) {
+    if let Some(kind) = kind {
         push(&mut entry, "MESSAGE_ID", kind.id);
         push(&mut entry, "RESULT", kind.result);
     }
-    for (name, value) in &fields.others {
-        push(&mut entry, name, value);
+    for value in fields.iter().filter(shown) {
+        push(&mut entry, &field_name(value.name), &value.plain);
     }
     entry
 }
@@ -178,41 +184,6 @@ fn push(entry: &mut Vec<u8>, name: &str, value: &str) {
     entry.push(b'=');
     entry.extend(one_line(value).as_bytes());
     entry.push(b'\n');
-}
-
-/// What an event says: as the line that stderr would get, and field by field.
-#[derive(Default)]
-struct Fields {
-    message: String,
-    event: Option<String>,
-    others: Vec<(String, String)>,
-}
-
-impl Fields {
-    /// `text` is the value as the line has it.
-    fn take(&mut self, field: &Field, text: &dyn fmt::Debug, value: String) {
-        match field.name() {
-            "message" => self.message.insert_str(0, &value),
-            "event" => self.event = Some(value),
-            // The command says it, to a person.
-            "action" => self.others.push(("ACTION".into(), value)),
-            name => {
-                // A String takes whatever it is given.
-                let _ = write!(self.message, " {name}={text:?}");
-                self.others.push((field_name(name), value));
-            }
-        }
-    }
-}
-
-impl Visit for Fields {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.take(field, &value, value.into());
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.take(field, value, format!("{value:?}"));
-    }
 }
 
 /// The journal's name of a field of ours: upper-case letters, digits and underscores, a letter first.

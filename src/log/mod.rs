@@ -1,29 +1,25 @@
 //! The log: on stderr, one line an event, with fields. To the journal each line says its priority, and the journal
 //! adds time and level; elsewhere both are ours. A journal that listens gets the fields one by one instead.
 
+mod event;
 mod journal;
+mod text;
 
-use std::fmt;
 use std::fs::File;
-use std::io::{self, IsTerminal, Write, stderr, stdout};
+use std::io::{self, IsTerminal, stderr, stdout};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::OnceLock;
-use std::time::SystemTime;
 
 use journal::Journal;
 pub use journal::KINDS;
-use rustix::io::Errno;
-use rustix::net::SendFlags;
+use text::{Head, Text};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
-use tracing_subscriber::fmt::format::{Format, Full, Writer};
-use tracing_subscriber::fmt::time::FormatTime;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::registry::LookupSpan;
 
 use crate::cli::{Cli, Output};
+use crate::sys;
 
 /// Sets up the log of this process. What writes it is made for the first line: most runs have none.
 pub fn init(cli: &Cli) {
@@ -72,7 +68,7 @@ impl Subscriber for Unwritten {
     }
 
     fn event(&self, event: &Event<'_>) {
-        self.written.get_or_init(|| writer(self.level)).event(event);
+        self.written.get_or_init(writer).event(event);
     }
 
     // There are no spans in this program.
@@ -90,20 +86,18 @@ pub fn colour(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-fn writer(level: LevelFilter) -> Dispatch {
-    let log = tracing_subscriber::fmt()
-        .with_writer(stderr)
-        .with_max_level(level)
-        .with_target(false)
-        .with_ansi(colour(&stderr()));
+/// What writes the log. Nothing in it may change what a run does: not even where no line can be written.
+fn writer() -> Dispatch {
+    let _ = sys::survive_file_limit();
     let under_systemd = std::env::var_os("JOURNAL_STREAM").is_some();
+    let text = |head| Text { head, colour: colour(&stderr()) };
     match () {
         () if under_systemd && is_journal().unwrap_or(false) => {
-            let lines = log.with_writer(|| Hasty).log_internal_errors(false).event_format(Lines::new()).finish();
+            let lines = Text { head: Head::Priority, colour: false };
             Journal::new(journal::SOCKET, lines.into()).into()
         }
-        () if under_systemd => log.without_time().finish().into(),
-        () => log.with_timer(Rfc3339).finish().into(),
+        () if under_systemd => text(Head::Level).into(),
+        () => text(Head::TimeAndLevel).into(),
     }
 }
 
@@ -115,23 +109,6 @@ fn is_journal() -> io::Result<bool> {
     Ok(stream == *format!("{}:{}", stderr.dev(), stderr.ino()))
 }
 
-/// stderr where it is the stream to the journal: what that does not take at once is lost, instead of waited for.
-struct Hasty;
-
-impl Write for Hasty {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        match rustix::net::send(stderr(), line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-            Err(Errno::NOTSOCK) => stderr().write(line),
-            Err(Errno::WOULDBLOCK) => Ok(line.len()),
-            other => Ok(other?),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// The syslog priority of an event.
 fn priority(level: &Level) -> u8 {
     match *level {
@@ -140,61 +117,5 @@ fn priority(level: &Level) -> u8 {
         // A change: what LogLevelMax=notice lets through.
         Level::INFO => 5,
         Level::DEBUG | Level::TRACE => 7,
-    }
-}
-
-/// A line as the journal reads it from a stream: its priority in angle brackets, no time and no level (sd-daemon(3)).
-struct Lines(Format<Full, ()>);
-
-impl Lines {
-    fn new() -> Lines {
-        Lines(Format::default().without_time().with_level(false).with_target(false).with_ansi(false))
-    }
-}
-
-impl<S, N> FormatEvent<S, N> for Lines
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        write!(writer, "<{}>", priority(event.metadata().level()))?;
-        self.0.format_event(ctx, writer, event)
-    }
-}
-
-struct Rfc3339;
-
-impl FormatTime for Rfc3339 {
-    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
-        write!(writer, "{}", humantime::format_rfc3339_seconds(SystemTime::now()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::{Read, Seek};
-    use std::sync::Arc;
-
-    use super::*;
-
-    #[test]
-    fn the_stream_to_the_journal_gets_priorities_and_no_times() {
-        let file = Arc::new(tempfile::tempfile().unwrap());
-        let log = tracing_subscriber::fmt()
-            .with_writer(Arc::clone(&file))
-            .with_max_level(LevelFilter::DEBUG)
-            .event_format(Lines::new())
-            .finish();
-        tracing::subscriber::with_default(log, || {
-            tracing::error!(error = "no", "failed");
-            tracing::warn!("blocked");
-            tracing::info!(command = %"ip route add default", "changed");
-            tracing::debug!("looking");
-        });
-        let mut text = String::new();
-        file.as_ref().rewind().unwrap();
-        file.as_ref().read_to_string(&mut text).unwrap();
-        assert_eq!(text, "<3>failed error=\"no\"\n<4>blocked\n<5>changed command=ip route add default\n<7>looking\n");
     }
 }

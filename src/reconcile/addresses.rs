@@ -37,8 +37,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let mut here: BTreeMap<(u32, IpAddr), Vec<&Address>> = BTreeMap::new();
     live.iter().for_each(|address| here.entry((address.index, address.local)).or_default().push(address));
 
-    let (to_come, refused) = (bridges::to_come(desired, observed)?, bridges::refused(desired, observed)?);
-    let of_refused = sorted::set(desired.addresses_of_bridges().filter(|(dev, _)| refused.contains(dev)));
+    let to_come = sorted::set(bridges::to_come(desired, observed)?);
+    let refused = bridges::refused(desired, observed)?;
+    let of_refused = sorted::set(desired.addresses_of_bridges().filter(|(dev, _)| refused.contains(*dev)));
     let mut without_link = BTreeSet::new();
     let mut added = Vec::new();
     for (dev, inet) in &declared {
@@ -105,21 +106,26 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         });
         subnets = sorted::set(stays.map(|address| (address.index, address.subnet)).chain(comes));
     }
+    // One that is in the way of a declared one goes before it.
+    let in_the_way = sorted::set(plan.steps.iter().filter_map(|step| match &step.change {
+        Change::DeleteAddress { dev, address, .. } => Some((dev.clone(), *address)),
+        _ => None,
+    }));
+    let names = observed.names(gone.iter().map(|address| address.index))?;
+    let named = gone.into_iter().zip(names).filter_map(|(address, dev)| {
+        let inet = IpInet::new(address.local, address.length).ok()?;
+        // Where there is no name, the interface has vanished since.
+        Some((address, dev?, inet)).filter(|(_, dev, inet)| !in_the_way.contains(&((*dev).clone(), *inet)))
+    });
     // Those that would go with another go before it.
-    let gone = sorted::first(gone, |address: &&Address| address.secondary);
-    for address in gone {
-        let inet = IpInet::new(address.local, address.length);
-        let (Some(dev), Ok(inet)) = (observed.names([address.index])?.into_iter().flatten().next(), inet) else {
-            continue; // the interface has vanished since
-        };
-        // One that is in the way of a declared one goes before it.
-        let is_it = |step: &Step| matches!(&step.change, Change::DeleteAddress { dev: it, address, .. } if (it, address) == (dev, &inet));
-        if plan.steps.iter().any(is_it) {
-            continue;
-        }
-        let is_first = address.local.is_ipv4() && !address.secondary;
-        let promote =
-            is_first && subnets.contains(&(address.index, address.subnet)) && !promotes(dev, desired, observed)?;
+    let gone = sorted::first(named.collect(), |(address, ..): &(&Address, &IfName, IpInet)| address.secondary);
+    let leaves_some = |address: &Address| {
+        address.local.is_ipv4() && !address.secondary && subnets.contains(&(address.index, address.subnet))
+    };
+    let devs = sorted::set(gone.iter().filter(|(address, ..)| leaves_some(address)).map(|(_, dev, _)| *dev));
+    let promoting = promoting(devs, desired, observed)?;
+    for (address, dev, inet) in gone {
+        let promote = leaves_some(address) && !promoting.contains(dev);
         let change = Change::DeleteAddress { dev: dev.clone(), address: inet, promote };
         plan.removals.push(Step { change, reason: "node-fixer added it, and it is no longer declared".into() });
     }
@@ -142,12 +148,15 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     Ok(plan)
 }
 
-/// The addresses on an interface that others have put there, but for the kernel's own link-local ones.
-pub fn foreign(index: u32, observed: &Observed) -> Result<Vec<IpAddr>, Gap> {
+/// The addresses that others have put on interfaces, by index, but for the kernel's own link-local ones.
+pub fn foreign(observed: &Observed) -> Result<BTreeMap<u32, Vec<IpAddr>>, Gap> {
     let owner = Owner::of(observed)?;
     let link_local = |address: IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-    let is_foreign = |it: &&Address| it.index == index && !link_local(it.local) && !owner.owns(it);
-    Ok(observed.addresses()?.iter().filter(is_foreign).map(|address| address.local).collect())
+    let mut foreign: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for address in observed.addresses()?.iter().filter(|it| !link_local(it.local) && !owner.owns(it)) {
+        foreign.entry(address.index).or_default().push(address.local);
+    }
+    Ok(foreign)
 }
 
 /// The indexes of the interfaces with these names, as far as they are there.
@@ -193,13 +202,27 @@ impl<'a> Owner<'a> {
     }
 }
 
-/// Whether the next IPv4 address of a subnet stays when its first one goes, once the sysctls are as declared.
-fn promotes(dev: &IfName, desired: &Desired, observed: &Observed) -> Result<bool, Gap> {
+/// Those of the interfaces on which the next IPv4 address of a subnet stays when its first one goes, once the sysctls
+/// are as declared.
+fn promoting<'a>(
+    devs: BTreeSet<&'a IfName>,
+    desired: &Desired,
+    observed: &Observed,
+) -> Result<BTreeSet<&'a IfName>, Gap> {
+    if devs.is_empty() {
+        return Ok(devs);
+    }
     let declared = sysctls::wanted(desired, observed)?;
-    let keys = [SysctlKey::conf_of_all(PROMOTE), SysctlKey::conf_of(dev, PROMOTE)];
+    let key_of_all = [SysctlKey::conf_of_all(PROMOTE)];
+    let keys: Vec<SysctlKey> =
+        key_of_all.into_iter().chain(devs.iter().map(|dev| SysctlKey::conf_of(dev, PROMOTE))).collect();
     let live = observed.sysctls(keys.clone())?;
-    let coming = |(key, live)| declared.get(&key).map_or(live, |wish| Some(&*wish.value.0));
-    Ok(keys.into_iter().zip(live).filter_map(coming).any(|value| value != "0"))
+    let on = |(key, live): (&SysctlKey, Option<&str>)| {
+        declared.get(key).map_or(live, |wish| Some(&*wish.value.0)).is_some_and(|value| value != "0")
+    };
+    let mut on = keys.iter().zip(live).map(on);
+    let all = on.next() == Some(true);
+    Ok(sorted::set(devs.into_iter().zip(on).filter(|(_, on)| all || *on).map(|(dev, _)| dev)))
 }
 
 fn is_inet(address: &Address, inet: IpInet) -> bool {

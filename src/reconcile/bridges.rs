@@ -2,12 +2,15 @@
 //! that name that is no bridge is never replaced, a bridge of others neither set nor deleted. The addresses are the
 //! business of [`super::addresses`].
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::addresses;
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::{self, Desired};
 use crate::memory::{Kind, Note};
 use crate::net::{Bridge, IfName};
 use crate::observed::{Gap, Observed, SeenBridge};
+use crate::sorted;
 
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let mut plan = Plan::default();
@@ -16,12 +19,13 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         return Ok(plan);
     }
     let live = observed.bridges()?;
-    let missing = to_come(desired, observed)?;
+    let by_name = by_name(live);
+    let missing = sorted::set(to_come(desired, observed)?);
     for wish in &desired.bridges {
         let step = |change| Step { change, reason: "declared, and not so".into() };
         let new = wanted(wish);
-        match live.iter().find(|bridge| bridge.dev.name == wish.name) {
-            None if missing.contains(&&wish.name) => plan.steps.push(step(Change::AddBridge(new))),
+        match by_name.get(&wish.name).copied() {
+            None if missing.contains(&wish.name) => plan.steps.push(step(Change::AddBridge(new))),
             None => plan.blocked.push(Blocked::new(
                 new.add_command(),
                 format!(
@@ -44,12 +48,15 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
             )),
         }
     }
-    let declared = |bridge: &&SeenBridge| desired.bridges.iter().any(|wish| wish.name == bridge.dev.name);
-    for gone in live.iter().filter(|bridge| bridge.ours && !declared(bridge)) {
+    let declared = sorted::set(desired.bridges.iter().map(|wish| &wish.name));
+    let gone: Vec<_> = live.iter().filter(|it| it.ours && !declared.contains(&it.dev.name)).collect();
+    // Its ports only leave it. These would go with it.
+    let foreign = if gone.is_empty() { BTreeMap::new() } else { addresses::foreign(observed)? };
+    for gone in gone {
         let change = Change::DeleteBridge(settings(gone));
-        // Its ports only leave it. These would go with it.
-        let addresses = addresses::foreign(gone.dev.index, observed)?.into_iter().map(|address| address.to_string());
-        let links = observed.links_on(gone.dev.index)?.iter().map(|name| format!("the interface {name}"));
+        let index = gone.dev.index;
+        let addresses = foreign.get(&index).into_iter().flatten().map(ToString::to_string);
+        let links = observed.links_on()?.get(&index).into_iter().flatten().map(|name| format!("the interface {name}"));
         let others: Vec<String> = addresses.chain(links).collect();
         if others.is_empty() {
             let reason = "node-fixer made it, and it is no longer declared".into();
@@ -72,14 +79,19 @@ pub fn to_come<'a>(desired: &'a Desired, observed: &Observed) -> Result<Vec<&'a 
 }
 
 /// The declared bridges that are there but must not be used: they are none, or are set by others.
-pub fn refused<'a>(desired: &'a Desired, observed: &Observed) -> Result<Vec<&'a IfName>, Gap> {
-    let to_come = to_come(desired, observed)?;
+pub fn refused<'a>(desired: &'a Desired, observed: &Observed) -> Result<BTreeSet<&'a IfName>, Gap> {
+    let to_come = sorted::set(to_come(desired, observed)?);
     let live = if desired.bridges.is_empty() { &[] } else { observed.bridges()? };
-    let is_usable = |wish: &desired::Bridge| match live.iter().find(|bridge| bridge.dev.name == wish.name) {
+    let by_name = by_name(live);
+    let is_usable = |wish: &desired::Bridge| match by_name.get(&wish.name) {
         Some(seen) => seen.ours || is_so(seen, &wanted(wish)),
-        None => to_come.contains(&&wish.name),
+        None => to_come.contains(&wish.name),
     };
-    Ok(desired.bridges.iter().filter(|wish| !is_usable(wish)).map(|wish| &wish.name).collect())
+    Ok(sorted::set(desired.bridges.iter().filter(|wish| !is_usable(wish)).map(|wish| &wish.name)))
+}
+
+fn by_name(live: &[SeenBridge]) -> BTreeMap<&IfName, &SeenBridge> {
+    sorted::map(live.iter().map(|bridge| (&bridge.dev.name, bridge)))
 }
 
 fn wanted(wish: &desired::Bridge) -> Bridge {

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use cidr::IpCidr;
 
 use super::gateway::{self, Gateway, Verdict, has_default_of_others, shortened};
-use super::rules;
+use super::rules::Declared;
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::Desired;
 use crate::net::{Dev, Family, IfName, PROTO_MENDED, Route, Rule, Scope};
@@ -52,7 +52,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
 
 /// What differs in these families, wanted or not.
 pub fn plan_of(families: &[Family], desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
-    let declared = rules::declared(desired);
+    let declared = Declared::of(desired);
     let topology = Topology::after(desired, &declared, observed);
     let mut plan = Plan::default();
     for family in families.iter().copied().collect::<BTreeSet<_>>() {
@@ -63,7 +63,7 @@ pub fn plan_of(families: &[Family], desired: &Desired, observed: &Observed) -> R
 
 /// The tables that are to be repaired, with those of their sources that have no way out.
 pub fn broken(desired: &Desired, observed: &Observed) -> Result<Vec<(Family, Broken)>, Gap> {
-    let declared = rules::declared(desired);
+    let declared = Declared::of(desired);
     let topology = Topology::after(desired, &declared, observed);
     let mut broken = Vec::new();
     for family in [Family::V4, Family::V6] {

@@ -3,7 +3,6 @@
 
 mod addresses;
 mod bridges;
-mod carried;
 pub mod default_routes;
 pub mod gateway;
 mod kube_proxy;
@@ -16,7 +15,7 @@ mod rp_filter;
 pub mod rules;
 mod sysctls;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use crate::change::Plan;
 use crate::desired::{Desired, Mode};
@@ -43,7 +42,7 @@ pub struct Reconciler {
 /// before `default_routes`, which would otherwise have to guess for a declared table.
 pub const ALL: &[Reconciler] = &[
     declared("bridges", bridges::plan),
-    declared("sysctls", sysctls::plan),
+    Reconciler { whole: false, ..declared("sysctls", sysctls::plan) },
     declared("addresses", addresses::plan),
     declared("masquerade", masquerade::plan),
     declared("rules", rules::plan),

@@ -4,7 +4,7 @@
 //! of the container runtime, which may be without a process for a while. A link whose other end is in a namespace goes
 //! with it, by the kernel; what is left to be deleted is a veth both ends of which are on the host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::change::{Blocked, Change, Plan, Step};
@@ -12,6 +12,7 @@ use crate::desired::{Desired, Mode, Namespaces};
 use crate::memory::Note;
 use crate::netns::{Idle, IdleLink, IdleNetns, NetnsId, NetnsName, SeenNetns, Veth};
 use crate::observed::{Gap, Observed};
+use crate::sorted;
 
 /// So many namespaces and so many links are remembered. Those beyond wait until others have gone.
 const MOST_REMEMBERED: usize = 512;
@@ -34,25 +35,27 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         let stale = stale(entries, all, known, clock, &mut idle, observed)?;
         let stale = without_sandboxes(desired, observed, stale, &mut plan)?;
         let Links { owned, orphans } = links(entries, all, observed)?;
+        let known_links = sorted::map(known.links.iter().map(|it| ((&*it.name, it.index), it.since)));
+        let mut taken = BTreeSet::new();
         for (entry, name, id, reason) in stale {
             steps(&mut plan, entry).push(Step { change: Change::DeleteNetns(name.clone(), id), reason });
             let its = owned.get(name).into_iter().flatten().filter(|(other, _)| std::ptr::eq(*other, entry));
             for (_, veth) in its {
                 let change = Change::DeleteVeth((*veth).clone(), Some(name.clone()));
-                push_once(&mut plan, entry, change, format!("its namespace {name} is removed"));
+                push_once(&mut plan, &mut taken, entry, change, format!("its namespace {name} is removed"));
             }
         }
         for (entry, veth) in orphans {
             let name = String::from_utf8_lossy(veth.dev.name.as_bytes()).into_owned();
             let index = veth.dev.index;
-            let before = known.links.iter().find(|it| (&it.name, it.index) == (&name, index)).map(|it| it.since);
+            let before = known_links.get(&(&*name, index)).copied();
             let since = clock.since(before);
             if idle.links.len() < MOST_REMEMBERED {
                 idle.links.push(IdleLink { name, index, since });
             }
             if clock.is_due(before, entry.older_than()) {
                 let why = format!("both ends are here, and its namespace is not there for {}", clock.age(since));
-                push_once(&mut plan, entry, Change::DeleteVeth(veth.clone(), None), why);
+                push_once(&mut plan, &mut taken, entry, Change::DeleteVeth(veth.clone(), None), why);
             }
         }
     }
@@ -61,8 +64,10 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
 }
 
 /// Those that are enforced first, so that what is only observed takes no place from them.
+const BY_WEIGHT: [Mode; 2] = [Mode::Enforce, Mode::Observe];
+
 fn by_weight(entries: &[Namespaces]) -> impl Iterator<Item = &Namespaces> {
-    [Mode::Enforce, Mode::Observe].into_iter().flat_map(|mode| entries.iter().filter(move |it| it.mode() == mode))
+    BY_WEIGHT.into_iter().flat_map(|mode| entries.iter().filter(move |it| it.mode() == mode))
 }
 
 type Stale<'a> = (&'a Namespaces, &'a NetnsName, NetnsId, String);
@@ -77,22 +82,23 @@ fn stale<'a>(
     observed: &Observed,
 ) -> Result<Vec<Stale<'a>>, Gap> {
     let mut stale = Vec::new();
-    for entry in by_weight(entries) {
-        let first = |it: &SeenNetns| entries.iter().find(|other| other.is_match(it.name.as_bytes()));
-        for SeenNetns { name, id } in all.iter().filter(|it| first(it).is_some_and(|first| std::ptr::eq(first, entry)))
-        {
+    let known = sorted::map(known.namespaces.iter().map(|it| ((&*it.name, it.id), it.since)));
+    let first = |name: &NetnsName| entries.iter().find(|entry| entry.is_match(name.as_bytes()));
+    let entered: Vec<_> = all.iter().filter_map(|it| Some((first(&it.name)?, it))).collect();
+    for mode in BY_WEIGHT {
+        for (entry, SeenNetns { name, id }) in entered.iter().filter(|(entry, _)| entry.mode() == mode) {
             let Some(id) = *id else { continue };
             if observed.occupied()?.contains_key(&id) {
                 continue;
             }
             let text = String::from_utf8_lossy(name.as_bytes()).into_owned();
-            let before = known.namespaces.iter().find(|it| (&it.name, it.id) == (&text, id)).map(|it| it.since);
+            let before = known.get(&(&*text, id)).copied();
             let since = clock.since(before);
             if idle.namespaces.len() < MOST_REMEMBERED {
                 idle.namespaces.push(IdleNetns { name: text, id, since });
             }
             if clock.is_due(before, entry.older_than()) {
-                stale.push((entry, name, id, format!("no process is in it for {}", clock.age(since))));
+                stale.push((*entry, name, id, format!("no process is in it for {}", clock.age(since))));
             }
         }
     }
@@ -131,9 +137,10 @@ struct Links<'a> {
 
 fn links<'a>(entries: &'a [Namespaces], all: &'a [SeenNetns], observed: &'a Observed) -> Result<Links<'a>, Gap> {
     let mut found = Links { owned: BTreeMap::new(), orphans: Vec::new() };
-    for entry in by_weight(entries) {
-        let Some(pattern) = entry.links() else { continue };
-        let veths = observed.veths(pattern)?;
+    let with_links: Vec<_> = by_weight(entries).filter_map(|entry| Some((entry, entry.links()?))).collect();
+    let veths = observed.veths(with_links.iter().map(|(_, pattern)| (*pattern).clone()))?;
+    let mut firsts: BTreeMap<&[u8], Option<&Namespaces>> = BTreeMap::new();
+    for ((entry, _), veths) in with_links.into_iter().zip(veths) {
         let mut owners: BTreeMap<&[u8], Vec<&NetnsName>> = BTreeMap::new();
         for name in all.iter().map(|it| &it.name).filter(|_| !veths.is_empty()) {
             let key = entry.key_of(name.as_bytes());
@@ -141,7 +148,8 @@ fn links<'a>(entries: &'a [Namespaces], all: &'a [SeenNetns], observed: &'a Obse
         }
         for veth in veths {
             let link = veth.dev.name.as_bytes();
-            let first = entries.iter().find(|it| it.key_of_link(link).is_some());
+            let of_link = || entries.iter().find(|it| it.key_of_link(link).is_some());
+            let first = *firsts.entry(link).or_insert_with(of_link);
             let Some(key) = entry.key_of_link(link).filter(|_| first.is_some_and(|it| std::ptr::eq(it, entry))) else {
                 continue;
             };
@@ -159,12 +167,12 @@ fn steps<'a>(plan: &'a mut Plan, entry: &Namespaces) -> &'a mut Vec<Step> {
     if entry.mode() == Mode::Enforce { &mut plan.steps } else { &mut plan.observed }
 }
 
-/// Plans to delete a veth, unless its other end is to go, which takes it along.
-fn push_once(plan: &mut Plan, entry: &Namespaces, change: Change, reason: String) {
-    let Change::DeleteVeth(Veth { dev, .. }, _) = &change else { return };
-    let takes =
-        |step: &Step| matches!(&step.change, Change::DeleteVeth(it, _) if it.peer == dev.index || it.dev == *dev);
-    if !plan.steps.iter().chain(&plan.observed).any(takes) {
+/// Plans to delete a veth, unless it or its other end is to go already, which takes it along. `taken` has the indexes of
+/// both ends of those.
+fn push_once(plan: &mut Plan, taken: &mut BTreeSet<u32>, entry: &Namespaces, change: Change, reason: String) {
+    let Change::DeleteVeth(Veth { dev, peer }, _) = &change else { return };
+    if !taken.contains(&dev.index) {
+        taken.extend([dev.index, *peer]);
         steps(plan, entry).push(Step { change, reason });
     }
 }
@@ -315,8 +323,8 @@ mod tests {
     #[test]
     fn sandboxes_stay_and_where_crictl_cannot_tell_nothing_goes() {
         let mut node = Model::new("netns fc-1 7\nnetns fc-2 8\nnetns fc-3 9\nveth 5 vh_1 6\nveth 7 vh_9 8");
-        let names = vec![NetnsName::new(b"fc-1").unwrap()];
-        node.sandboxes = Ok(Sandboxes { names, ids: vec![NetnsId { device: 4, inode: 8, changed: (0, 0) }] });
+        let names = [NetnsName::new(b"fc-1").unwrap()].into();
+        node.sandboxes = Ok(Sandboxes { names, ids: [NetnsId { device: 4, inode: 8, changed: (0, 0) }].into() });
         run(&mut node, 1, VMS);
         let plan = run(&mut node, 10, VMS);
         assert_eq!(shown(&plan.steps), ["ip netns del fc-3", "ip link del dev vh_9 type veth"]);

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use proptest::prelude::*;
 
 use super::testing::{Model, desired};
-use super::{ALL, default_routes};
+use super::{ALL, Reconciler, default_routes};
 use crate::change::{Change, Plan};
 use crate::desired::Desired;
 use crate::net::{KERNEL_PRIORITIES, PROTO_DECLARED, PROTO_MENDED, Route};
@@ -72,6 +72,53 @@ const DECLARATIONS: [&str; 6] = [
     "masquerade: [{source: 10.0.8.0/24, except_out: br0}, {source: 'fd08::/64', out: eth0}]",
     "addresses: [{dev: eth0, address: 10.0.8.1-10.0.8.3}, {dev: br1, address: 'fd08::1/64'}, {dev: no, address: 10.0.0.1}]",
 ];
+
+/// Many of everything: live, declared, and no longer declared.
+fn many(n: u32) -> (String, String) {
+    let count = |line: &dyn Fn(u32) -> String| (1..=n).map(line).collect::<String>();
+    let node =
+        count(&|i| format!("link {} eth{i} 10.0.{i}.1/24=171 10.0.{i}.2/24 10.0.{i}.3/24=171,secondary\n", 1000 + i))
+            + &count(&|i| format!("bridge {} ours{i} ours\nbridge {} br{i}\n", 2000 + i, 3000 + i))
+            + &count(&|i| format!("rule 100 from 10.1.{i}.0/24 table 7 proto 171\n"))
+            + &count(&|i| format!("route 10.2.{i}.0/24 dev {} table 7 proto 171\n", 1000 + i))
+            + &count(&|i| format!("route 10.6.{i}.0/24 dev {} table 7 proto 171\n", 1001 + i))
+            + &count(&|i| format!("route default via 10.0.{i}.9 dev {} table {i}\n", 1000 + i))
+            + &count(&|i| format!("netns fc-{i} {i}\nveth {} vh_{i} {}\n", 4000 + 2 * i, 4001 + 2 * i))
+            + &count(&|i| format!("sysctl net/ipv4/conf/eth{i}/promote_secondaries = 0\n"))
+            + "sysctl net/ipv4/conf/all/promote_secondaries = 0\n";
+    let yaml = "rules:\n".to_owned()
+        + &count(&|i| format!("- {{priority: 101, from: 10.1.{i}.0/24, table: 7}}\n"))
+        + "routes:\n"
+        + &count(&|i| format!("- {{to: 10.3.{i}.0/24, dev: eth{i}, table: 7}}\n"))
+        + &count(&|i| format!("- {{to: 10.6.{i}.0/24, dev: eth{i}, table: 7}}\n"))
+        + "addresses:\n"
+        + &count(&|i| format!("- {{dev: eth{i}, address: 10.4.{i}.1/24}}\n"))
+        + "bridges:\n"
+        + &count(&|i| format!("- {{name: br{i}, addresses: [10.5.{i}.1/24]}}\n- {{name: new{i}}}\n"))
+        + "masquerade:\n"
+        + &count(&|i| format!("- {{source: 10.5.{i}.0/24, except_out: br{i}}}\n"))
+        + "namespaces:\n"
+        + &count(&|i| format!("- {{match: '^(fc-{i})$', links: '^vh_({i})$', older_than: 10m, mode: enforce}}\n"));
+    (node, yaml)
+}
+
+/// What a plan asks for it asks for once, and all at once: each question that comes after another has the whole
+/// plan made anew.
+#[test]
+fn more_of_everything_takes_no_more_looks_one_after_another() {
+    let planned = |reconciler: &Reconciler, n: u32| {
+        let (node, yaml) = many(n);
+        let mut model = Model::new(&node);
+        model.recall.boot = std::time::Duration::from_secs(3600);
+        model.plan(reconciler.plan, &desired(&yaml));
+        let asked: BTreeSet<_> = model.asked.iter().map(|want| format!("{want:?}")).collect();
+        assert_eq!(asked.len(), model.asked.len(), "{} asks twice: {:?}", reconciler.name, model.asked);
+        model.begun
+    };
+    for reconciler in ALL {
+        assert_eq!(planned(reconciler, 3), planned(reconciler, 30), "plans of {}", reconciler.name);
+    }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]

@@ -1,31 +1,32 @@
 //! `routes`: what is declared is made so, and what carries our mark and is no longer declared goes. A route of
 //! ours in the place of a declared one is replaced; one of others is left alone, and the wish is blocked.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use cidr::IpCidr;
+
 use crate::change::{Blocked, Change, Plan, Step};
-use crate::desired::{self, Desired};
+use crate::desired::Desired;
 use crate::memory::{Kind, Note};
 use crate::net::{Dev, Family, PROTO_DECLARED, PROTO_MENDED, Route, family_of};
 use crate::observed::{Gap, Observed, RouteSet, SeenRoute, Target};
+use crate::sorted;
 
 /// What differs.
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let mut plan = Plan::default();
     let names = desired.routes.iter().filter_map(|wish| wish.dev().cloned());
     let mut links = observed.links_named(names)?.into_iter();
-    let tables = desired.routes.iter().map(|wish| {
-        let route = wish.to_route(None);
-        RouteSet::Table(route.family(), route.table)
-    });
-    let tables = observed.routes(tables)?;
+    let declared = Declared::of(desired);
+    let rivals = declared.rivals(observed)?;
     let known = observed.recall()?.memory.made.get(&Kind::Routes).copied();
     let ours = [Family::V4, Family::V6].map(|family| RouteSet::Protocol(family, PROTO_DECLARED));
     let ours = if known == Some(false) { Vec::new() } else { observed.routes(ours)? };
     let ours: Vec<&SeenRoute> = ours.into_iter().flatten().collect();
     let some_of_ours = !ours.is_empty();
 
-    // What is on the link goes in before what lies behind it.
-    let mut behind = Plan::default();
-    for (wish, live) in desired.routes.iter().zip(tables) {
+    let mut wishes = Vec::new();
+    for wish in &desired.routes {
         let dev = match wish.dev().map(|name| (name, links.next().flatten())) {
             None => None,
             Some((_, Some(link))) => Some(link.dev.clone()),
@@ -38,14 +39,25 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
             }
         };
         let wanted = wish.to_route(dev);
+        let rivals = rivals.get(&key(&wanted)).map_or(&[][..], Vec::as_slice);
+        if !rivals.iter().any(|route| does_what(route, &wanted)) {
+            wishes.push((wanted, rivals));
+        }
+    }
+    let undeclared: Vec<_> = ours.into_iter().filter(|route| !declared.has(route)).collect();
+    let replaced = wishes.iter().filter_map(|(_, rivals)| replaceable(rivals));
+    let links = replaced.chain(undeclared.iter().copied()).filter_map(SeenRoute::oif);
+    let links = observed.links(sorted::set(links))?;
+    let devs = sorted::map(links.into_iter().flatten().map(|link| (link.dev.index, &link.dev)));
+    let dev = |index| devs.get(&index).copied().cloned();
+    // What is on the link goes in before what lies behind it.
+    let mut behind = Plan::default();
+    for (wanted, rivals) in wishes {
         let plan = if wanted.via.is_some() { &mut behind } else { &mut plan };
-        wish_for(wanted, live, observed, plan)?;
+        wish_for(wanted, rivals, dev, plan);
     }
     plan.steps.append(&mut behind.steps);
     plan.blocked.append(&mut behind.blocked);
-    let undeclared: Vec<_> = ours.into_iter().filter(|route| !is_declared(desired, route)).collect();
-    let links = observed.links(undeclared.iter().filter_map(|route| route.oif()))?;
-    let dev = |index| links.iter().flatten().find(|link| link.dev.index == index).map(|link| link.dev.clone());
     for route in undeclared {
         match route.to_route(route.oif().and_then(dev)) {
             Some(route) => {
@@ -68,41 +80,46 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
 pub fn afterwards(desired: &Desired, observed: &Observed, set: RouteSet) -> Result<Vec<SeenRoute>, Gap> {
     let live = observed.routes([set.clone()])?;
     let mut routes: Vec<SeenRoute> = live.first().copied().unwrap_or_default().to_vec();
-    routes.retain(|route| route.protocol != PROTO_DECLARED || is_declared(desired, route));
-    for wish in &desired.routes {
-        let wanted = wish.to_route(None);
-        if set != RouteSet::Table(wanted.family(), wanted.table)
-            || routes.iter().any(|route| has_key_of(route, &wanted))
-        {
-            continue;
-        }
-        let oif = match wish.dev() {
+    let wishes = desired.routes.iter().map(|wish| (wish, wish.to_route(None)));
+    let wishes: Vec<_> = wishes.filter(|(_, it)| set == RouteSet::Table(it.family(), it.table)).collect();
+    let declared = Declared(sorted::set(wishes.iter().map(|(_, wanted)| key(wanted))));
+    routes.retain(|route| route.protocol != PROTO_DECLARED || declared.has(route));
+    let taken = sorted::set(routes.iter().filter(|route| declared.has(route)).map(key_of));
+    let coming: Vec<_> = wishes.into_iter().filter(|(_, wanted)| !taken.contains(&key(wanted))).collect();
+    let mut links = observed.links_named(coming.iter().filter_map(|(wish, _)| wish.dev().cloned()))?.into_iter();
+    for (wish, wanted) in coming {
+        let oif = match wish.dev().map(|_| links.next().flatten()) {
             None => None,
-            Some(name) => match observed.links_named([name.clone()])?.first().copied().flatten() {
-                Some(link) => Some(link.dev.index),
-                None => continue, // it has to wait for its interface
-            },
+            Some(Some(link)) => Some(link.dev.index),
+            Some(None) => continue, // it has to wait for its interface
         };
         routes.push(SeenRoute::of(&wanted, oif));
     }
     Ok(routes)
 }
 
-fn wish_for(wanted: Route, live: &[SeenRoute], observed: &Observed, plan: &mut Plan) -> Result<(), Gap> {
-    let rivals: Vec<_> = live.iter().filter(|route| has_key_of(route, &wanted)).collect();
-    if rivals.iter().any(|route| does_what(route, &wanted)) {
-        return Ok(());
-    }
-    let step = |change| Step { change, reason: "declared, and not there".into() };
-    match rivals.as_slice() {
-        [] => plan.steps.push(step(Change::AddRoute(wanted))),
-        // In IPv6 next hops that others appended make one route with ours; it is more than ours.
+/// The route in the place of a wish that can be replaced. In IPv6 next hops that others appended make one route with
+/// ours; it is more than ours.
+fn replaceable<'a>(rivals: &[&'a SeenRoute]) -> Option<&'a SeenRoute> {
+    match rivals {
         // What node-fixer added to repair the table gives way to what is declared for it.
         [ours] if matches!(ours.protocol, PROTO_DECLARED | PROTO_MENDED) && matches!(ours.target, Target::Hop(_)) => {
-            let link = observed.links(ours.oif())?.into_iter().flatten().next();
-            let old = ours.to_route(link.map(|link| link.dev.clone()));
-            plan.steps.extend(old.map(|old| step(Change::ReplaceRoute { new: wanted, old })));
+            Some(ours)
         }
+        _ => None,
+    }
+}
+
+/// What comes of a wish for a route that is not there.
+fn wish_for(wanted: Route, rivals: &[&SeenRoute], dev: impl Fn(u32) -> Option<Dev>, plan: &mut Plan) {
+    let step = |change| Step { change, reason: "declared, and not there".into() };
+    if let Some(ours) = replaceable(rivals) {
+        let old = ours.to_route(ours.oif().and_then(dev));
+        plan.steps.extend(old.map(|old| step(Change::ReplaceRoute { new: wanted, old })));
+        return;
+    }
+    match rivals {
+        [] => plan.steps.push(step(Change::AddRoute(wanted))),
         [rival, ..] => {
             let owner = match rival.protocol {
                 PROTO_DECLARED => "a declared route that others have added next hops to".into(),
@@ -117,12 +134,40 @@ fn wish_for(wanted: Route, live: &[SeenRoute], observed: &Observed, plan: &mut P
             plan.blocked.push(Blocked::new(wanted.command("add"), because));
         }
     }
-    Ok(())
 }
 
-/// What the kernel tells routes apart by.
-fn has_key_of(live: &SeenRoute, wanted: &Route) -> bool {
-    (live.table, live.to, live.metric) == (wanted.table, wanted.to, wanted.stored_metric()) && live.is_unlimited()
+/// What the kernel tells unlimited routes apart by.
+type Key = (u32, IpCidr, u32);
+
+fn key(wanted: &Route) -> Key {
+    (wanted.table, wanted.to, wanted.stored_metric())
+}
+
+fn key_of(live: &SeenRoute) -> Key {
+    (live.table, live.to, live.metric)
+}
+
+/// The places of the declared routes.
+struct Declared(BTreeSet<Key>);
+
+impl Declared {
+    fn of(desired: &Desired) -> Declared {
+        Declared(sorted::set(desired.routes.iter().map(|wish| key(&wish.to_route(None)))))
+    }
+
+    fn has(&self, live: &SeenRoute) -> bool {
+        live.is_unlimited() && self.0.contains(&key_of(live))
+    }
+
+    /// The live routes in these places, of whomever. A table may be far larger than what is declared in it.
+    fn rivals<'a>(&self, observed: &'a Observed) -> Result<BTreeMap<Key, Vec<&'a SeenRoute>>, Gap> {
+        let tables = sorted::set(self.0.iter().map(|(table, to, _)| RouteSet::Table(family_of(to), *table)));
+        let mut rivals: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for route in observed.routes(tables)?.into_iter().flatten().filter(|route| self.has(route)) {
+            rivals.entry(key_of(route)).or_default().push(route);
+        }
+        Ok(rivals)
+    }
 }
 
 /// What is not declared is as the kernel made it.
@@ -133,10 +178,6 @@ fn does_what(live: &SeenRoute, wanted: &Route) -> bool {
         && (dev.is_none() || live.oif() == dev)
         && live.onlink == wanted.onlink
         && (family_of(&live.to) == Family::V6 || live.scope == Some(wanted.scope))
-}
-
-fn is_declared(desired: &Desired, live: &SeenRoute) -> bool {
-    desired.routes.iter().map(|wish: &desired::Route| wish.to_route(None)).any(|wanted| has_key_of(live, &wanted))
 }
 
 #[cfg(test)]

@@ -50,8 +50,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
 fn set(wish: &RpFilter, name: &str, live: i32, key: SysctlKey, first: Vec<(SysctlKey, String)>) -> Step {
     let value = wish.value.number().to_string();
     let reason = format!("rp_filter of {name} is {live}, wanted is {value} ({})", wish.value);
-    let (before, then, back) = (live.to_string(), Vec::new(), Vec::new());
-    Step { change: Change::SetSysctl { key, value, before, first, then, back }, reason }
+    let (before, then, needs) = (live.to_string(), Vec::new(), Vec::new());
+    Step { change: Change::SetSysctl { key, value, before, first, then, needs }, reason }
 }
 
 #[cfg(test)]

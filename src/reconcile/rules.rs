@@ -1,35 +1,66 @@
 //! `rules`: what is declared is made so, and what carries our mark and is no longer declared goes. The new rule is
 //! added before the old one goes, so that no packet falls between them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use cidr::IpCidr;
+
 use crate::change::{Change, Plan, Step};
 use crate::desired::{self, Desired};
-use crate::net::{PROTO_DECLARED, Rule};
+use crate::net::{Family, PROTO_DECLARED, Rule, Selector};
 use crate::observed::{Gap, Observed, SeenRule};
+use crate::sorted;
 
 /// What differs.
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let live = observed.rules()?;
-    let declared = declared(desired);
-    let live = || live.iter().filter_map(SeenRule::lookup);
-    let missing = declared.iter().filter(|rule| !live().any(|it| it.equals(rule)));
+    let declared = Declared::of(desired);
+    let there = essences(live.iter().filter_map(SeenRule::lookup));
+    let missing = declared.rules.iter().filter(|rule| !there.contains(&rule.essence()));
     let add = |rule: &Rule| Step { change: Change::AddRule(rule.clone()), reason: "declared, and not there".into() };
     let delete = |rule: &Rule| Step {
         change: Change::DeleteRule(rule.clone()),
         reason: "node-fixer added it, and it is no longer declared".into(),
     };
     let mut steps: Vec<Step> = missing.map(add).collect();
-    for rule in live().filter(|rule| goes(rule, &declared)) {
+    let ours = || live.iter().filter_map(SeenRule::lookup).filter(|rule| rule.protocol == PROTO_DECLARED);
+    if ours().all(|rule| declared.has(rule)) {
+        return Ok(Plan { steps, ..Plan::default() });
+    }
+    // Those of ours that stay, up to the rule that is looked at.
+    let mut staying: BTreeMap<_, Vec<&Rule>> = BTreeMap::new();
+    for rule in ours() {
+        let place = (rule.family, rule.priority, rule.table);
+        if declared.has(rule) {
+            for handle in handles(rule) {
+                staying.entry((place, handle)).or_default().push(rule);
+            }
+            continue;
+        }
         // The kernel deletes the first rule that has all that is asked for, whatever else it has (rule_find in
         // net/core/fib_rules.c). One of ours that stays and would be taken for this one steps aside.
-        let earlier = live().take_while(|other| *other != rule);
-        let staying = earlier.filter(|other| is_taken_for(other, rule) && !goes(other, &declared));
-        let aside: Vec<&Rule> = staying.collect();
+        let earlier = handles(rule).next_back().and_then(|handle| staying.get(&(place, handle)));
+        let aside: Vec<&Rule> =
+            earlier.into_iter().flatten().copied().filter(|other| is_taken_for(other, rule)).collect();
         let reason = || "it would be deleted in the place of the next".to_owned();
         steps.extend(aside.iter().map(|other| Step { change: Change::DeleteRule((*other).clone()), reason: reason() }));
         steps.push(delete(rule));
         steps.extend(aside.iter().map(|other| Step { change: Change::AddRule((*other).clone()), reason: reason() }));
     }
     Ok(Plan { steps, ..Plan::default() })
+}
+
+/// By what a rule is found among those of its priority: by nothing, by its destination, by its source.
+fn handles(rule: &Rule) -> impl DoubleEndedIterator<Item = (Option<IpCidr>, Option<IpCidr>)> {
+    let Selector { from, to, .. } = &rule.selector;
+    let (from, to) = (*from, *to);
+    [Some((None, None)), to.map(|to| (None, Some(to))), from.map(|from| (Some(from), None))].into_iter().flatten()
+}
+
+type Essence<'a> = (Family, u32, u32, &'a Selector);
+
+fn essences<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> BTreeSet<Essence<'a>> {
+    sorted::set(rules.into_iter().map(Rule::essence))
 }
 
 /// Whether a request to delete `asked` deletes `found` as well: what it does not name matches anything.
@@ -48,24 +79,36 @@ pub fn is_taken_for(found: &Rule, asked: &Rule) -> bool {
 }
 
 /// The rules that are declared.
-pub fn declared(desired: &Desired) -> Vec<Rule> {
-    desired.rules.iter().map(desired::Rule::to_rule).collect()
+#[derive(Debug)]
+pub struct Declared {
+    /// As they are declared.
+    pub rules: Vec<Rule>,
+    /// To find them in.
+    sorted: Vec<Rule>,
 }
 
-/// The rules as they will be when this section's plan is done: what the plans of other sections build on.
-pub fn afterwards<'a>(live: &'a [SeenRule], declared: &'a [Rule]) -> impl Iterator<Item = &'a Rule> {
-    live.iter().filter_map(SeenRule::lookup).filter(|rule| !goes(rule, declared)).chain(declared)
-}
+impl Declared {
+    /// Those of a configuration.
+    pub fn of(desired: &Desired) -> Declared {
+        let rules: Vec<Rule> = desired.rules.iter().map(desired::Rule::to_rule).collect();
+        let sorted = sorted::list(rules.iter().cloned(), |a, b| a.essence().cmp(&b.essence()));
+        Declared { rules, sorted }
+    }
 
-/// Whether a live rule carries our mark and is no longer declared.
-pub fn goes(rule: &Rule, declared: &[Rule]) -> bool {
-    rule.protocol == PROTO_DECLARED && !declared.iter().any(|wanted| wanted.equals(rule))
+    /// Whether a rule is declared, whoever installed it.
+    pub fn has(&self, rule: &Rule) -> bool {
+        self.sorted.binary_search_by(|other| other.essence().cmp(&rule.essence())).is_ok()
+    }
+
+    /// Whether a live rule stays when the section's plan is done: it is another's, or declared.
+    pub fn keeps(&self, rule: &Rule) -> bool {
+        rule.protocol != PROTO_DECLARED || self.has(rule)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{Family, Selector};
     use crate::reconcile::testing::{desired, observed, rule};
 
     #[test]

@@ -19,7 +19,7 @@ use cidr::{IpCidr, IpInet};
 use crate::change::{Change, Plan};
 use crate::desired::Desired;
 use crate::memory::{Ledger, Recall, Uplink};
-use crate::nat::{self, ForwardDrop, Masquerade, SeenNat, SeenTable};
+use crate::nat::{self, FilterTable, Masquerade, SeenNat, SeenTable};
 use crate::net::{
     Dev, Family, IfName, PROMOTE, PROTO_DECLARED, Route, Rule, Scope, Selector, SysctlKey, TABLE_MAIN, family_of,
 };
@@ -28,8 +28,8 @@ use crate::observed::{
     Address, Gap, Hop, Link, Look, Observed, RouteSet, RpFilters, SeenBridge, SeenRoute, SeenRule, Target, Want,
 };
 use crate::pod::Pod;
-use crate::reconcile::carried::carried;
 use crate::reconcile::rules::is_taken_for;
+use crate::reconcile::sysctls::cascaded;
 use crate::sysctl_d::Settings;
 
 /// A configuration of these sections.
@@ -119,10 +119,10 @@ pub struct Model {
     pub links: Vec<Link>,
     pub addresses: Vec<Address>,
     pub bridges: Vec<SeenBridge>,
-    /// On whatever link is asked for.
+    /// On each of the links.
     pub links_on: Vec<IfName>,
     pub nat: SeenNat,
-    pub forward_drops: Vec<ForwardDrop>,
+    pub filters: Vec<FilterTable>,
     /// Those on PATH.
     pub programs: Vec<&'static str>,
     pub sysctls: Vec<(SysctlKey, String)>,
@@ -143,6 +143,8 @@ pub struct Model {
     pub sandboxes: Look<Sandboxes>,
     /// Everything that a plan has asked for.
     pub asked: Vec<Want>,
+    /// How often a plan was begun.
+    pub begun: usize,
 }
 
 impl Model {
@@ -155,7 +157,7 @@ impl Model {
             bridges: Vec::new(),
             links_on: Vec::new(),
             nat: SeenNat::Table(None),
-            forward_drops: Vec::new(),
+            filters: Vec::new(),
             programs: vec![nat::PROGRAM],
             sysctls: Vec::new(),
             unreadable: None,
@@ -172,6 +174,7 @@ impl Model {
             veths: Vec::new(),
             sandboxes: Ok(Sandboxes::default()),
             asked: Vec::new(),
+            begun: 0,
         };
         for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
             let (kind, rest) = line.split_once(' ').unwrap();
@@ -270,6 +273,7 @@ impl Model {
     pub fn plan(&mut self, plan: fn(&Desired, &Observed) -> Result<Plan, Gap>, desired: &Desired) -> Plan {
         let mut seen = Observed::default();
         loop {
+            self.begun += 1;
             match plan(desired, &seen) {
                 Ok(plan) => return plan,
                 Err(Gap::Unseen(wants)) => wants.into_iter().for_each(|want| self.answer(want, &mut seen)),
@@ -278,18 +282,22 @@ impl Model {
         }
     }
 
-    fn answer(&mut self, want: Want, seen: &mut Observed) {
+    /// Looks.
+    pub fn answer(&mut self, want: Want, seen: &mut Observed) {
         self.asked.push(want.clone());
         let find = |by: &dyn Fn(&Link) -> bool| Ok(self.links.iter().find(|link| by(link)).cloned());
         match want {
             Want::Rules => seen.rules = Some(Ok(self.rules.clone())),
             Want::RpFilters => seen.rp_filters = Some(Ok(self.rp_filters.clone())),
             Want::Addresses => seen.addresses = Some(Ok(self.addresses.clone())),
-            Want::LinksOn(index) => drop(seen.links_on.insert(index, Ok(self.links_on.clone()))),
+            Want::LinksOn => {
+                let on_each = self.links.iter().map(|link| (link.dev.index, self.links_on.clone()));
+                seen.links_on = Some(Ok(on_each.collect()));
+            }
             Want::Bridges => seen.bridges = Some(Ok(self.bridges.clone())),
             Want::Ledger => seen.ledger = Some(Ok(self.ledger.clone())),
             Want::Nat => seen.nat = Some(Ok(self.nat.clone())),
-            Want::ForwardDrops => seen.forward_drops = Some(Ok(self.forward_drops.clone())),
+            Want::Filters => seen.filters = Some(Ok(self.filters.clone())),
             Want::Program(name) => drop(seen.programs.insert(name, Ok(self.programs.contains(&name)))),
             Want::Sysctl(key) => {
                 let value = self.sysctls.iter().find(|(it, _)| *it == key).map(|(_, value)| value.clone());
@@ -344,6 +352,24 @@ impl Model {
                 seen.routes.insert(set, Ok(routes));
             }
         }
+    }
+
+    /// The sysctls that a change writes, in order.
+    pub fn writes(&self, change: &Change) -> Vec<(SysctlKey, String)> {
+        let Change::SetSysctl { key, value, first, then, .. } = change else { return Vec::new() };
+        let own = [(key.clone(), value.clone())];
+        first.iter().chain(&own).chain(then).cloned().collect()
+    }
+
+    /// Writes a sysctl, and with it those that follow.
+    pub fn write(&mut self, key: &SysctlKey, value: &str) {
+        let path = |key: &SysctlKey| String::from_utf8(key.path()).unwrap();
+        for (it, live) in &mut self.sysctls {
+            if let Some(value) = cascaded(&path(key), value, &path(it)) {
+                *live = value;
+            }
+        }
+        self.sysctls.iter_mut().find(|(it, _)| it == key).unwrap().1 = value.into();
     }
 
     /// Does what the kernel would do.
@@ -414,17 +440,8 @@ impl Model {
             }
             Change::DeleteMasquerade => self.nat = SeenNat::Table(None),
             Change::Persist { new, .. } => self.persisted = new.clone(),
-            Change::SetSysctl { key, value, first, then, .. } if self.sysctls.iter().any(|(it, _)| it == key) => {
-                let own = [(key.clone(), value.clone())];
-                for (key, value) in first.iter().chain(&own).chain(then) {
-                    for (it, live) in &mut self.sysctls {
-                        let path = |key: &SysctlKey| String::from_utf8(key.path()).unwrap();
-                        if let Some(value) = carried(&path(key), value, &path(it)) {
-                            *live = value;
-                        }
-                    }
-                    self.sysctls.iter_mut().find(|(it, _)| it == key).unwrap().1 = value.clone();
-                }
+            Change::SetSysctl { key, .. } if self.sysctls.iter().any(|(it, _)| it == key) => {
+                self.writes(change).iter().for_each(|(key, value)| self.write(key, value));
             }
             Change::SetSysctl { key, value, .. } => {
                 let value = value.parse().unwrap();

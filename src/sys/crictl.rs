@@ -187,3 +187,19 @@ fn call(query: &PodQuery, args: &[String], stop: &Stop) -> Result<Vec<u8>, Crict
         error => CrictlError::Failed(error.to_string()),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fuzz_pods() {
+        let query = crate::desired::KubeProxy::default().query();
+        crate::fuzz::run("crictl-pods", |bytes| parse(bytes, &query).is_ok());
+    }
+
+    #[test]
+    fn fuzz_inspected() {
+        crate::fuzz::run("crictl-inspect", |bytes| (0..3).any(|sandboxes| inspected(bytes, sandboxes).is_ok()));
+    }
+}

@@ -370,8 +370,18 @@ fn conf(payload: &[u8]) -> Result<Option<(i32, Conf)>, NetlinkError> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn fuzz() {
+        crate::fuzz::run("fib", |bytes| {
+            let rules = [Family::V4, Family::V6].map(|family| fib_rule(bytes, family).is_ok());
+            let others = [fib_route(bytes).is_ok(), link(bytes).is_ok(), conf(bytes).is_ok(), hops(bytes).is_ok()];
+            rules.iter().chain(&others).any(|taken| *taken)
+        });
+    }
+
     proptest::proptest! {
-        #[test]
+
+    #[test]
         fn no_bytes_make_a_reader_panic(bytes in proptest::collection::vec(0_u8.., 0..120), family in 0_usize..3) {
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() {

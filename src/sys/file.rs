@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+use nix::libc::{ENXIO, O_NOCTTY, O_NOFOLLOW, O_NONBLOCK};
 
 /// A larger one is none of ours: the ledger of as many addresses as can be declared has a third of it.
 const MAX_BYTES: u64 = 16 << 20;
@@ -17,19 +17,52 @@ const MAX_BYTES: u64 = 16 << 20;
 /// It cannot be read, or is no regular file of a sane size; with the kind `InvalidData`: it is no UTF-8.
 pub fn read(path: &Path) -> io::Result<Option<String>> {
     // Neither a link to elsewhere nor a pipe that nobody writes.
-    let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path);
+    let Some(text) = content(path, O_NOFOLLOW)? else {
+        return Err(io::Error::other("it is no regular file of a sane size"));
+    };
+    let Some(text) = text else { return Ok(None) };
+    String::from_utf8(text).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Reads a file in a directory of others, who may have put a link there; `None` if there is none. What is no regular
+/// file of a sane size, such as a pipe or /dev/null, has no content.
+///
+/// # Errors
+///
+/// It cannot be read.
+pub fn read_of_others(path: &Path) -> io::Result<Option<String>> {
+    let text = content(path, 0)?.unwrap_or_else(|| Some(Vec::new()));
+    Ok(text.map(|text| String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// What is in a file, if there is one; `None` if it is no regular file of a sane size. Waits for no writer of a pipe.
+fn content(path: &Path, flags: i32) -> io::Result<Option<Option<Vec<u8>>>> {
+    let opened = OpenOptions::new().read(true).custom_flags(flags | O_NONBLOCK | O_NOCTTY).open(path);
     let file = match opened {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(None)),
+        // A socket cannot be opened at all.
+        Err(error) if error.raw_os_error() == Some(ENXIO) => return Ok(None),
         Err(error) => return Err(error),
     };
     let metadata = file.metadata()?;
     if !metadata.is_file() || metadata.len() > MAX_BYTES {
-        return Err(io::Error::other("it is no regular file of a sane size"));
+        return Ok(None);
     }
     let mut text = Vec::with_capacity(metadata.len() as usize + 1);
     file.take(MAX_BYTES).read_to_end(&mut text)?;
-    String::from_utf8(text).map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    Ok(Some(Some(text)))
+}
+
+/// Name of the file that is written before it takes the place of the one with this name.
+fn temporary(name: &str) -> String {
+    format!("{name}.new")
+}
+
+/// Removes what an interrupted run may have left beside the file with this name. Only under the lock.
+pub fn tidy(directory: &Path, name: &str) {
+    // Whoever may not write here has left nothing here.
+    let _ = fs::remove_file(directory.join(temporary(name)));
 }
 
 /// Puts a file that anybody may read in the place of the one with this name: whole or not at all, whenever the power
@@ -39,18 +72,75 @@ pub fn read(path: &Path) -> io::Result<Option<String>> {
 ///
 /// The directory cannot be written.
 pub fn replace(directory: &Path, name: &str, content: &[u8]) -> io::Result<()> {
-    // One run at a time writes here, under the lock: a fixed name leaves nothing behind.
-    let new = directory.join(format!("{name}.new"));
+    super::survive_file_limit()?;
+    // One run at a time writes here, under the lock: with a fixed name the next run knows what to remove.
+    let new = directory.join(temporary(name));
     // What an interrupted run has left goes; and what another owner of the directory has put there is not written to.
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut written = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new)?;
-    // Whatever the umask.
-    written.set_permissions(fs::Permissions::from_mode(0o644))?;
-    written.write_all(content)?;
-    written.sync_all()?;
-    fs::rename(&new, directory.join(name))?;
+    let written = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&new)?;
+    if let Err(error) = fill(written, content).and_then(|()| fs::rename(&new, directory.join(name))) {
+        let _ = fs::remove_file(&new);
+        return Err(error);
+    }
     File::open(directory)?.sync_all()
+}
+
+fn fill(mut file: File, content: &[u8]) -> io::Result<()> {
+    // Whatever the umask.
+    file.set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_holds_nobody_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        let _socket = UnixListener::bind(at("socket")).unwrap();
+        fs::create_dir(at("directory")).unwrap();
+        fs::write(at("file"), "text").unwrap();
+        File::create(at("large")).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        symlink("/dev/null", at("masked")).unwrap();
+        symlink("file", at("link")).unwrap();
+        for (name, ours, of_others) in [
+            ("none", Some(None), None),
+            ("file", Some(Some("text")), Some("text")),
+            ("pipe", None, Some("")),
+            ("socket", None, Some("")),
+            ("directory", None, Some("")),
+            ("large", None, Some("")),
+            ("masked", None, Some("")),
+            ("link", None, Some("text")),
+        ] {
+            assert_eq!(read(&at(name)).ok().as_ref().map(|text| text.as_deref()), ours, "{name}");
+            assert_eq!(read_of_others(&at(name)).unwrap().as_deref(), of_others, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_take_its_place_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let names =
+            || fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+        fs::create_dir_all(directory.path().join("taken/by")).unwrap();
+        replace(directory.path(), "taken", b"text").unwrap_err();
+        assert_eq!(names(), ["taken"]);
+        fs::write(directory.path().join("taken.new"), "half").unwrap();
+        tidy(directory.path(), "taken");
+        assert_eq!(names(), ["taken"]);
+    }
 }

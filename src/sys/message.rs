@@ -216,19 +216,20 @@ pub fn seen_veth(payload: &[u8]) -> Result<Option<(Dev, Option<u32>)>, NetlinkEr
     is_veth.then(|| Ok((seen_link(payload)?.dev, peer))).transpose()
 }
 
-/// The name of a link that is built on the one with this index (a VLAN, a macvlan); `None` for any other.
-pub fn name_on(payload: &[u8], index: u32) -> Result<Option<IfName>, NetlinkError> {
+/// The name of a link that is built on another (a VLAN, a macvlan), and the other's index; `None` for any other link.
+pub fn on_another(payload: &[u8]) -> Result<Option<(u32, IfName)>, NetlinkError> {
     const IFLA_LINK: u16 = 5;
     const IFLA_LINK_NETNSID: u16 = 37;
-    let (mut on, mut elsewhere) = (None, false);
+    let (mut below, mut elsewhere) = (None, false);
     for attribute in attributes(payload, 16)? {
         match attribute? {
-            (IFLA_LINK, value) => on = Some(number(value)?),
+            (IFLA_LINK, value) => below = Some(number(value)?),
             (IFLA_LINK_NETNSID, _) => elsewhere = true,
             _ => {}
         }
     }
-    if on != Some(index) || elsewhere { Ok(None) } else { seen_link(payload).map(|link| Some(link.dev.name)) }
+    let below = below.filter(|below| *below != 0 && !elsewhere);
+    below.map(|below| Ok((below, seen_link(payload)?.dev.name))).transpose()
 }
 
 /// The request that adds or deletes this address of the interface with this index.
@@ -623,6 +624,26 @@ mod tests {
             table: 100_000,
             protocol: 171,
         }
+    }
+
+    #[test]
+    fn fuzz() {
+        crate::fuzz::run("messages", |bytes| {
+            let sets = [
+                RouteSet::Table(Family::V4, 254),
+                RouteSet::Table(Family::V6, 1000),
+                RouteSet::Protocol(Family::V4, 170),
+            ];
+            let routes = sets.iter().filter(|set| matches!(seen_route(bytes, set), Ok(Some(_)))).count();
+            let links = seen_link(bytes).is_ok() && seen_bridge(bytes).is_ok() && on_another(bytes).is_ok();
+            let others = [
+                seen_rule(bytes).is_ok(),
+                seen_address(bytes).is_ok(),
+                seen_netconf(bytes).is_ok(),
+                seen_veth(bytes).is_ok(),
+            ];
+            routes > 0 || links || others.contains(&true)
+        });
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod stop;
 mod sysctl;
 pub mod systemd;
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Seek, Write};
@@ -40,10 +41,11 @@ use program::ProgramError;
 pub use root::{ConfFiles, Root};
 use rustix::fs::RawDir;
 use stop::Stop;
+pub use stop::survive_file_limit;
 
 use crate::change::{Change, RestartPod};
 use crate::desired::Pattern;
-use crate::memory::{AddedAddress, Knowledge, Ledger, Memory, Note, Recall, SetSysctl, Uplink};
+use crate::memory::{AddedAddress, Knowledge, Ledger, Memory, Note, Recall, Uplink};
 use crate::nat;
 use crate::net::{ALIAS, Bridge, Dev, IfName, PROMOTE, SysctlKey, one_line};
 use crate::netns::{NetnsName, Sandboxes, Veth};
@@ -73,10 +75,10 @@ pub struct Node {
     begun: Option<Duration>,
     /// How many interfaces there are, where that was seen.
     links: Option<usize>,
-    /// The sysctls that have got back what was there before.
-    disowned: Vec<Vec<u8>>,
-    /// What this run has had the ledger forget.
-    forgotten: Ledger,
+    /// What the ledger says, once it was read or written.
+    ledger: Option<Ledger>,
+    /// The addresses that this run has had the ledger forget.
+    forgotten: Vec<AddedAddress>,
 }
 
 /// What became of a change that did not fail.
@@ -123,20 +125,14 @@ impl Node {
         let (netlink, netfilter) = (Netlink::open()?, None);
         let stop = Stop::default();
         let (memory, begun, links) = (None, None, None);
-        let (disowned, forgotten) = (Vec::new(), Ledger::default());
-        Ok(Node {
-            netlink,
-            netfilter,
-            state_dir,
-            durable_dir,
-            patient,
-            stop,
-            memory,
-            begun,
-            links,
-            disowned,
-            forgotten,
-        })
+        let (ledger, forgotten) = (None, Vec::new());
+        Ok(Node { netlink, netfilter, state_dir, durable_dir, patient, stop, memory, begun, links, ledger, forgotten })
+    }
+
+    /// Removes the temporary files that an interrupted run may have left. Only under the lock.
+    pub fn tidy(&self) {
+        state::tidy(&self.state_dir, &self.durable_dir);
+        sysctl::tidy();
     }
 
     /// Looks at each of these, and puts what was seen, or why it could not be seen, into `observed`.
@@ -166,20 +162,15 @@ impl Node {
                 Want::Addresses => {
                     observed.addresses = Some(failed("the addresses of all interfaces", self.addresses()));
                 }
-                Want::LinksOn(index) => {
-                    let links = self
-                        .netlink
-                        .dump(RTM_GETLINK, &message::one_link(0, None), |link| message::name_on(link, index));
-                    observed.links_on.insert(index, failed("the links on another", links));
-                }
+                Want::LinksOn => observed.links_on = Some(failed("the links on others", self.links_on())),
                 Want::Bridges => observed.bridges = Some(failed("the bridges", self.bridges())),
                 Want::Nat => {
                     let seen = nftables::nat(&mut self.netfilter);
                     observed.nat = Some(failed("our table of nftables", seen));
                 }
-                Want::ForwardDrops => {
-                    let seen = nftables::forward_drops(&mut self.netfilter);
-                    observed.forward_drops = Some(failed("the chains of nftables that forward", seen));
+                Want::Filters => {
+                    let seen = nftables::filters(&mut self.netfilter);
+                    observed.filters = Some(failed("the tables of nftables that filter", seen));
                 }
                 Want::Program(name) => drop(observed.programs.insert(name, Ok(program::is_on_path(name)))),
                 Want::Sysctl(key) => {
@@ -193,8 +184,7 @@ impl Node {
                 Want::Persisted => observed.persisted = Some(failed(OURS, sysctl::persisted())),
                 Want::SysctlFiles => observed.sysctl_files = Some(failed("sysctl.d", sysctl_files())),
                 Want::Ledger => {
-                    observed.ledger =
-                        Some(failed("what node-fixer has made", state::ledger(&self.durable_dir, self.patient)))
+                    observed.ledger = Some(failed("what node-fixer has made", self.ledger()));
                 }
                 Want::Uplinks(names) => observed.uplinks = Some(failed("the uplinks", self.uplinks(&names))),
                 Want::SettledUplinks(names, settle) => {
@@ -249,12 +239,8 @@ impl Node {
             Change::DeleteBridge(bridge) => netlink.change(RTM_DELLINK, 0, &message::bridge(bridge)),
             Change::SetMasquerade { rules, .. } => return self.nft(&nat::replacement(rules)),
             Change::DeleteMasquerade => return self.nft(&nat::removal()),
-            Change::SetSysctl { key, value, first, then, .. } => {
-                let own = [(key.clone(), value.clone())];
-                for (key, value) in first.iter().chain(&own).chain(then) {
-                    sysctl::write(key, value).map_err(judge)?;
-                }
-                self.disown(key, value);
+            Change::SetSysctl { .. } => {
+                set_sysctl(change)?;
                 return Ok(Applied { made: true, told: None });
             }
             Change::Persist { new, .. } => {
@@ -281,21 +267,11 @@ impl Node {
                 Ok(Applied { made: false, told: None })
             }
             // EACCES is something else: "IPv6 is disabled on nexthop device", for one.
-            Err(error @ NetlinkError::Refused { errno: Errno::EPERM, .. }) => {
+            Err(error @ (NetlinkError::Refused { errno: Errno::EPERM, .. } | NetlinkError::Failed(Errno::EPERM))) => {
                 Err(ApplyError::NotPermitted(error.to_string()))
             }
             Err(error) => Err(ApplyError::Refused(error.to_string())),
             Ok(()) => Ok(Applied { made: true, told: None }),
-        }
-    }
-
-    /// Forgets that this sysctl was ours, where it has got back what was there before: who sets it now is another.
-    /// Where the ledger cannot be written, it says a moment too much.
-    fn disown(&mut self, key: &SysctlKey, value: &str) {
-        let is_over = |it: &SetSysctl| it.before == value && it.value != value && it.key.as_bytes() == key.path();
-        if state::ledger(&self.durable_dir, true).is_ok_and(|ledger| ledger.sysctls.iter().any(is_over)) {
-            let _ = self.update_ledger(|ledger| ledger.sysctls.retain(|it| !is_over(it)));
-            self.disowned.push(key.path());
         }
     }
 
@@ -306,41 +282,37 @@ impl Node {
     ///
     /// What the kernel said, or that the state directory cannot be written.
     pub fn take_back(&mut self, back: &Change) -> Result<Applied, ApplyError> {
-        let mut again = Ledger::default();
-        match back {
-            Change::SetSysctl { key, value, .. } => {
-                let is_ours_again = |it: &SetSysctl| it.key.as_bytes() == key.path() && it.before != *value;
-                if self.forgotten.sysctls.iter().any(is_ours_again) {
-                    again.sysctls = mem::take(&mut self.forgotten.sysctls);
-                }
+        if let Change::AddAddress(dev, inet) = back {
+            let is_it = |it: &AddedAddress| it.dev.as_bytes() == dev.as_bytes() && it.address == *inet;
+            if self.forgotten.iter().any(is_it) {
+                let mut again = mem::take(&mut self.forgotten);
+                let told = self.recall().and_then(|recall| {
+                    again.iter_mut().for_each(|it| it.added = recall.awake);
+                    self.update_ledger(|ledger| ledger.add_addresses(again))
+                });
+                told.map_err(|error| ApplyError::Refused(format!("the state directory cannot be written: {error}")))?;
             }
-            Change::AddAddress(dev, inet) => {
-                let is_it = |it: &AddedAddress| it.dev.as_bytes() == dev.as_bytes() && it.address == *inet;
-                if self.forgotten.addresses.iter().any(is_it) {
-                    again.addresses = mem::take(&mut self.forgotten.addresses);
-                }
-            }
-            _ => {}
-        }
-        if again != Ledger::default() {
-            let added = self.recall().map(|recall| recall.awake);
-            self.disowned.retain(|key| !again.sysctls.iter().any(|it| it.key.as_bytes() == key));
-            let told = added.and_then(|added| {
-                again.addresses.iter_mut().for_each(|it| it.added = added);
-                self.update_ledger(|ledger| ledger.add(again.without(ledger)))
-            });
-            told.map_err(|error| ApplyError::Refused(format!("the state directory cannot be written: {error}")))?;
         }
         self.apply(back)
     }
 
-    /// Has the ledger changed, and keeps what it forgets.
+    /// What the ledger says. It is read once: under the lock nobody else writes it.
+    fn ledger(&mut self) -> io::Result<Ledger> {
+        if self.ledger.is_none() {
+            self.ledger = Some(state::ledger(&self.durable_dir, self.patient)?);
+        }
+        Ok(self.ledger.clone().unwrap_or_default())
+    }
+
+    /// Has the ledger changed, and keeps the addresses that it forgets.
     fn update_ledger(&mut self, update: impl FnOnce(&mut Ledger)) -> io::Result<()> {
-        state::update_ledger(&self.durable_dir, |ledger| {
-            let before = ledger.clone();
-            update(ledger);
-            self.forgotten.add(before.without(ledger));
-        })
+        let before = self.ledger()?;
+        let mut ledger = before.clone();
+        update(&mut ledger);
+        state::write_ledger(&self.durable_dir, &ledger)?;
+        self.forgotten.extend(before.addresses_without(&ledger));
+        self.ledger = Some(ledger);
+        Ok(())
     }
 
     /// Has nft carry out these commands, in one transaction.
@@ -348,6 +320,7 @@ impl Node {
         self.listen().map_err(ApplyError::Refused)?;
         // A file in memory holds more than an argument and, other than a pipe, waits for no reader.
         let input = || -> io::Result<File> {
+            survive_file_limit()?;
             let mut file = File::from(rustix::fs::memfd_create(nat::PROGRAM, rustix::fs::MemfdFlags::CLOEXEC)?);
             file.write_all(commands.as_bytes())?;
             file.rewind()?;
@@ -371,13 +344,13 @@ impl Node {
     }
 
     fn add_address(&mut self, dev: &IfName, address: &IpInet) -> Result<(), NetlinkError> {
-        let link = self.link(0, Some(dev))?.ok_or(Errno::ENODEV)?;
+        let link = self.link(0, Some(dev))?.ok_or_else(NetlinkError::no_device)?;
         let add = NLM_F_CREATE | NLM_F_EXCL;
         let added = self.netlink.change(RTM_NEWADDR, add, &message::address(link.dev.index, address));
         if let Err(NetlinkError::Refused { errno: Errno::EEXIST, .. }) = added {
             // Somebody was faster: it is theirs. Where the ledger cannot be written, it says a moment too much.
             let is_it = |entry: &AddedAddress| entry.dev.as_bytes() == dev.as_bytes() && entry.address == *address;
-            let _ = state::update_ledger(&self.durable_dir, |ledger| ledger.addresses.retain(|it| !is_it(it)));
+            let _ = self.update_ledger(|ledger| ledger.addresses.retain(|it| !is_it(it)));
         }
         added
     }
@@ -396,7 +369,7 @@ impl Node {
         let unread = |error| ApplyError::Refused(format!("cannot look at the sysctl {key}: {error}"));
         let would_go = has_rest && sysctl::read(&key).map_err(unread)?.as_deref() == Some("0");
         Ok(self.link(0, Some(dev)).and_then(|link| {
-            let index = link.ok_or(Errno::ENODEV)?.dev.index;
+            let index = link.ok_or_else(NetlinkError::no_device)?.dev.index;
             let gone = message::address(index, address);
             if !would_go {
                 return self.netlink.change(RTM_DELADDR, 0, &gone);
@@ -416,12 +389,22 @@ impl Node {
             .netlink
             .change_together([(RTM_NEWLINK, add, &message::bridge(bridge)), (RTM_SETLINK, 0, &mark(ALIAS))]);
         match (made, marked) {
-            // Somebody else made one of this name since the look. The mark is not for it.
-            (Err(error), Ok(())) => self.netlink.change(RTM_SETLINK, 0, &mark("")).and(Err(error)),
+            // Somebody else made one of this name since the look: only the kernel's own word says so. The mark is not for it.
+            (Err(error @ NetlinkError::Refused { errno: Errno::EEXIST, .. }), Ok(())) => {
+                self.netlink.change(RTM_SETLINK, 0, &mark("")).and(Err(error))
+            }
             // Better none than one that nobody would ever know for ours.
             (Ok(()), Err(error)) => self.netlink.change(RTM_DELLINK, 0, &message::bridge(bridge)).and(Err(error)),
             (made, marked) => made.and(marked),
         }
+    }
+
+    fn links_on(&mut self) -> Result<BTreeMap<u32, Vec<IfName>>, NetlinkError> {
+        let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (below, name) in self.netlink.dump(RTM_GETLINK, &message::one_link(0, None), message::on_another)? {
+            found.entry(below).or_default().push(name);
+        }
+        Ok(found)
     }
 
     fn bridges(&mut self) -> Result<Vec<SeenBridge>, NetlinkError> {
@@ -473,9 +456,7 @@ impl Node {
     fn name(&mut self, index: u32) -> Result<Option<IfName>, NetlinkError> {
         match self.netlink.name_of(index) {
             // The cheap way knows only UTF-8.
-            Err(NetlinkError::Refused { errno: Errno::EILSEQ, .. }) => {
-                Ok(self.link(index, None)?.map(|link| link.dev.name))
-            }
+            Err(NetlinkError::Failed(Errno::EILSEQ)) => Ok(self.link(index, None)?.map(|link| link.dev.name)),
             other => other,
         }
     }
@@ -571,7 +552,7 @@ impl Node {
             return Err(ApplyError::Refused(format!("the namespace {name} is there; its links are left alone")));
         }
         match self.veth(veth.dev.index, None) {
-            Ok(None) => Ok(Err(Errno::ENODEV.into())),
+            Ok(None) => Ok(Err(NetlinkError::no_device())),
             Ok(Some(now)) if now == (veth.dev.clone(), Some(veth.peer)) => {
                 Ok(self.netlink.change(RTM_DELLINK, 0, &message::one_link(veth.dev.index, None)))
             }
@@ -601,11 +582,7 @@ impl Node {
     /// # Errors
     ///
     /// The state directory cannot be written.
-    pub fn remember(&mut self, mut note: Note) -> io::Result<()> {
-        if let Note::Sysctls(sysctls) = &mut note {
-            // What a failure took back is planned once more, to be told of; it is not set again by this run.
-            sysctls.retain(|it| !self.disowned.iter().any(|over| over == it.key.as_bytes()));
-        }
+    pub fn remember(&mut self, note: Note) -> io::Result<()> {
         if let Note::Addresses(_) | Note::Sysctls(_) = note {
             return self.update_ledger(|ledger| ledger.take(note));
         }
@@ -757,18 +734,40 @@ fn describe(set: &RouteSet) -> String {
     }
 }
 
-fn judge(error: io::Error) -> ApplyError {
+/// Writes a sysctl, what belongs before it and what comes after it. When one of the latter fails the rest is written
+/// nevertheless: each is somebody's value.
+fn set_sysctl(change: &Change) -> Result<(), ApplyError> {
+    let Change::SetSysctl { key, value, first, then, needs, .. } = change else { return Ok(()) };
+    for (needed, want) in needs {
+        let unread = |error| ApplyError::Refused(format!("cannot look at the sysctl {needed}: {error}"));
+        let live = sysctl::read(needed).map_err(unread)?;
+        // Where the interface has gone meanwhile nothing is needed of it.
+        if let Some(live) = live.filter(|live| live != want) {
+            return Err(ApplyError::Refused(format!("not written: {needed} is {live}, and has to be {want} before")));
+        }
+    }
+    let write = |(of, value): &(SysctlKey, String)| {
+        sysctl::write(of, value).map_err(|error| judge(error, if of == key { None } else { Some(of) }))
+    };
+    first.iter().try_for_each(write)?;
+    write(&(key.clone(), value.clone()))?;
+    then.iter().map(write).fold(Ok(()), Result::and)
+}
+
+/// What it means that a sysctl could not be written; `of` names it where it is not the one that the change is of.
+fn judge(error: io::Error, of: Option<&SysctlKey>) -> ApplyError {
+    let of = of.map_or(String::new(), |key| format!("{key}: "));
     match error.kind() {
         io::ErrorKind::NotFound => ApplyError::Refused(format!(
-            "{error}; the key is there, so it is the value that names something the kernel here does not have"
+            "{of}{error}; the key is there, so it is the value that names something the kernel here does not have"
         )),
-        // Not for the want of the capability: the key is there to be read (EACCES).
+        // The capability is not missing: the key is there to be read (EACCES).
         io::ErrorKind::PermissionDenied
             if error.raw_os_error() == Some(Errno::EACCES as i32) && has_net_admin().unwrap_or(false) =>
         {
-            ApplyError::Refused(format!("{error}; the kernel lets nobody write it"))
+            ApplyError::Refused(format!("{of}{error}; the kernel lets nobody write it"))
         }
-        io::ErrorKind::PermissionDenied => ApplyError::NotPermitted(error.to_string()),
-        _ => ApplyError::Refused(error.to_string()),
+        io::ErrorKind::PermissionDenied => ApplyError::NotPermitted(format!("{of}{error}")),
+        _ => ApplyError::Refused(format!("{of}{error}")),
     }
 }

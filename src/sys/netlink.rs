@@ -42,7 +42,7 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 /// Why there is no whole answer.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum NetlinkError {
-    /// The kernel refused.
+    /// The kernel refused, and said so in its answer: nothing has changed.
     #[error("{}", refusal(.errno, .text))]
     Refused {
         /// Its error number.
@@ -50,6 +50,9 @@ pub enum NetlinkError {
         /// Its words, where it has any (extended ack).
         text: Option<String>,
     },
+    /// The socket failed. What was asked may have been done or not: only another look tells.
+    #[error("{}", refusal(.0, &None))]
+    Failed(Errno),
     /// Something changed while the kernel was reporting, every time.
     #[error("the kernel's answer was interrupted by changes {TRIES} times in a row")]
     Interrupted,
@@ -63,9 +66,17 @@ fn refusal(errno: &Errno, text: &Option<String>) -> String {
     text.as_ref().map_or_else(|| system.to_string(), |text| format!("{text} ({system})"))
 }
 
+/// An error number of a system call. What the kernel answers is [`NetlinkError::Refused`].
 impl From<Errno> for NetlinkError {
     fn from(errno: Errno) -> Self {
-        NetlinkError::Refused { errno, text: None }
+        NetlinkError::Failed(errno)
+    }
+}
+
+impl NetlinkError {
+    /// There is no such interface.
+    pub fn no_device() -> NetlinkError {
+        NetlinkError::Refused { errno: Errno::ENODEV, text: None }
     }
 }
 
@@ -124,7 +135,16 @@ impl Netlink {
         if let Err(error) = retry(|| send(self.socket.as_raw_fd(), &request, MsgFlags::empty())) {
             return sequences.map(|_| Err(error.into()));
         }
-        sequences.map(|sequence| self.answer(sequence, &mut |_, _| Ok(())))
+        let mut wait = MsgFlags::empty();
+        sequences.map(|sequence| {
+            let answer = self.answer(sequence, wait, &mut |_, _| Ok(()));
+            // The kernel answers before send(2) returns. Where it had no memory for one answer, it may have had none for
+            // the next: nobody waits for what never comes.
+            if let Err(NetlinkError::Failed(_)) = answer {
+                wait = MsgFlags::MSG_DONTWAIT;
+            }
+            answer
+        })
     }
 
     /// Asks for one object. `each` is given the type and the body of the answer.
@@ -149,7 +169,11 @@ impl Netlink {
                 Ok(())
             });
             match done {
-                Err(NetlinkError::Interrupted | NetlinkError::Refused { errno: Errno::ENOBUFS | Errno::EBUSY, .. }) => {
+                Err(
+                    NetlinkError::Interrupted
+                    | NetlinkError::Failed(Errno::ENOBUFS)
+                    | NetlinkError::Refused { errno: Errno::ENOBUFS | Errno::EBUSY, .. },
+                ) => {
                     // The rest of the old answer may still be under way: a new socket has none of it.
                     self.socket = open_socket(self.protocol)?;
                 }
@@ -176,13 +200,13 @@ impl Netlink {
     /// Sends a request and reads its answer to the end.
     fn exchange(&mut self, request: &[u8], each: Each<'_>) -> Result<(), NetlinkError> {
         retry(|| send(self.socket.as_raw_fd(), request, MsgFlags::empty()))?;
-        self.answer(self.sequence, each)
+        self.answer(self.sequence, MsgFlags::empty(), each)
     }
 
-    fn answer(&mut self, sequence: u32, each: Each<'_>) -> Result<(), NetlinkError> {
+    fn answer(&mut self, sequence: u32, wait: MsgFlags, each: Each<'_>) -> Result<(), NetlinkError> {
         let mut answer = Answer { sequence, interrupted: false };
         loop {
-            let length = retry(|| recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC))?;
+            let length = retry(|| recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_TRUNC | wait))?;
             let Some(datagram) = self.buffer.get(..length) else {
                 // What was cut off is lost: make room for it, and have the whole asked again.
                 self.buffer.resize(length.next_multiple_of(BUFFER), 0);
@@ -362,6 +386,15 @@ mod tests {
     }
 
     #[test]
+    fn fuzz() {
+        crate::fuzz::run("netlink", |bytes| {
+            let mut answer = Answer { sequence: 1, interrupted: false };
+            let done = answer.take(bytes, &mut |_, payload| attributes(payload, 12)?.try_for_each(|one| one.map(drop)));
+            done.map_err(|error| error.to_string()).is_ok()
+        });
+    }
+
+    #[test]
     fn answers_are_whole_or_an_error() {
         let data = |flags| message(24, flags, 7, &[0; 12]);
         assert_eq!(answer(&[data(2), [data(2), done(0, 2, b"")].concat()]), Ok((true, false, 2)));
@@ -374,7 +407,7 @@ mod tests {
         assert_eq!(answer(&[done(-22, NLM_F_ACK_TLVS, b"Invalid header\0")]), words);
         let old = message(24, 2, 6, &[0; 12]);
         assert_eq!(answer(&[[old, data(2), done(0, 2, b"")].concat()]), Ok((true, false, 1)), "not ours: skipped");
-        let overrun = Err(NetlinkError::Refused { errno: Errno::ENOBUFS, text: None });
+        let overrun = Err(NetlinkError::Failed(Errno::ENOBUFS));
         assert_eq!(answer(&[message(NLMSG_OVERRUN, 0, 7, &[])]), overrun);
     }
 

@@ -1,6 +1,6 @@
-//! Looks at nftables, over netlink: our own table, and the chains of others that drop what is forwarded. What iptables
-//! writes through nftables (iptables-nft) is seen here, what the old iptables (iptables-legacy) holds is not. It is
-//! written by the program nft.
+//! Looks at nftables, over netlink: a run at our own table, `doctor` also at the tables of others that filter what is
+//! forwarded. What iptables writes through nftables (iptables-nft) is seen here, what the old iptables (iptables-legacy)
+//! holds is not. Our table is written by the program nft.
 //!
 //! Why nft, and with its own language: it is what administrators have, know and debug with, and what a dry run prints is
 //! then word for word what a run has it read. Its JSON would need an nft that was built with it, and the crate
@@ -9,7 +9,7 @@
 //!
 //! A look takes several dumps. They count only together: the number of the generation must be the same before and after.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use cidr::IpCidr;
@@ -17,11 +17,11 @@ use nix::errno::Errno;
 use rtnetlink::packet_core::Emitable;
 
 use super::netlink::{Attributes, Netlink, NetlinkError, attributes, undecodable};
-use crate::nat::{CHAIN, Condition, Conditions, ForwardDrop, ForwardRule, Name, PRIORITY, SeenNat, SeenTable, TABLE};
+use crate::nat::{BaseChain, CHAIN, Condition, Conditions, FilterRule, FilterTable, Interface, PRIORITY, SeenNat};
+use crate::nat::{SeenTable, TABLE, Verdict};
 use crate::net::Family;
+use crate::sorted;
 
-/// So many ways through the chains of a table are told apart.
-const MOST_WAYS: usize = 500;
 /// How often a look is taken anew that changes fell into.
 const TRIES: u32 = 5;
 
@@ -30,6 +30,7 @@ const SUBSYSTEM: u16 = 10 << 8;
 const GETTABLE: u16 = SUBSYSTEM | 1;
 const GETCHAIN: u16 = SUBSYSTEM | 4;
 const GETRULE: u16 = SUBSYSTEM | 7;
+const GETSETELEM: u16 = SUBSYSTEM | 13;
 const GETGEN: u16 = SUBSYSTEM | 16;
 /// struct nfgenmsg
 const HEADER: usize = 4;
@@ -37,17 +38,21 @@ const UNSPEC: u8 = 0;
 const INET: u8 = 1;
 const IPV4: u8 = 2;
 const IPV6: u8 = 10;
+const PREROUTING: u32 = 0;
 const FORWARD: u32 = 2;
 const POSTROUTING: u32 = 4;
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
 const DORMANT: u32 = 1;
+// linux/netfilter/xt_conntrack.h and nf_conntrack_common.h
+const DNAT: u32 = 1 << 7;
+const IPS_DST_NAT: u32 = 1 << 5;
 
 /// Our table.
 pub fn nat(netlink: &mut Option<Netlink>) -> Result<SeenNat, NetlinkError> {
     match look(netlink, table) {
         // A socket of this kind, or what is behind it, is not there, and was not to be had as a module.
-        Err(NetlinkError::Refused { errno, .. })
+        Err(NetlinkError::Refused { errno, .. } | NetlinkError::Failed(errno))
             if matches!(errno, Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT | Errno::EINVAL | Errno::EOPNOTSUPP) =>
         {
             Ok(SeenNat::Missing(errno.desc().into()))
@@ -57,35 +62,75 @@ pub fn nat(netlink: &mut Option<Netlink>) -> Result<SeenNat, NetlinkError> {
     }
 }
 
-/// The chains of others that drop what is forwarded, by their policy, by a rule at their end, or by one that names it.
-pub fn forward_drops(netlink: &mut Option<Netlink>) -> Result<Vec<ForwardDrop>, NetlinkError> {
+/// The tables of others that filter what is forwarded.
+pub fn filters(netlink: &mut Option<Netlink>) -> Result<Vec<FilterTable>, NetlinkError> {
     look(netlink, |netlink| {
         let chains = netlink.dump(GETCHAIN, &Request::new(UNSPEC), |message| chain(message).map(Some))?;
-        let mut drops = Vec::new();
-        for base in chains.iter().filter(|chain| chain.hook.as_ref().is_some_and(|hook| hook.number == FORWARD)) {
-            let (name, families): (_, &[_]) = match base.family {
-                INET if base.table == TABLE.as_bytes() => continue,
-                INET => ("inet", &[Family::V4, Family::V6]),
-                IPV4 => ("ip", &[Family::V4]),
-                IPV6 => ("ip6", &[Family::V6]),
-                _ => continue,
-            };
-            let rules = rules_of(netlink, base.family, &base.table)?;
-            let beside: Vec<&Chain> = chains.iter().filter(|chain| chain.is_in(base.family, &base.table)).collect();
-            for of in families {
-                drops.extend(Ruleset::new(&rules, *of).decides(base, &beside).map(|(rules, at_end)| ForwardDrop {
-                    of: *of,
-                    family: name,
-                    table: String::from_utf8_lossy(&base.table).into_owned(),
-                    chain: String::from_utf8_lossy(&base.name).into_owned(),
-                    docker_user: beside.iter().any(|chain| chain.name == b"DOCKER-USER"),
-                    rules,
-                    at_end,
-                }));
-            }
+        let mut tables: BTreeMap<(u8, Vec<u8>), Vec<Chain>> = BTreeMap::new();
+        for chain in chains.into_iter().filter(|it| !it.is_in(INET, TABLE.as_bytes())) {
+            tables.entry((chain.family, chain.table.clone())).or_default().push(chain);
         }
-        Ok(drops)
+        let filtering = tables.into_iter().filter(|(_, chains)| chains.iter().any(Chain::filters));
+        filtering.filter_map(|(key, chains)| filter_table(netlink, key, chains).transpose()).collect()
     })
+}
+
+fn filter_table(
+    netlink: &mut Netlink,
+    (family, name): (u8, Vec<u8>),
+    chains: Vec<Chain>,
+) -> Result<Option<FilterTable>, NetlinkError> {
+    let shown = match family {
+        INET => "inet",
+        IPV4 => "ip",
+        IPV6 => "ip6",
+        _ => return Ok(None),
+    };
+    let mut table = FilterTable {
+        family: shown,
+        name: String::from_utf8_lossy(&name).into(),
+        bases: Vec::new(),
+        chains: BTreeMap::new(),
+    };
+    for chain in chains {
+        if let Some(hook) = chain.hook.as_ref().filter(|_| chain.filters()) {
+            let (forward, drops) = (hook.number == FORWARD, hook.policy == DROP);
+            table.bases.push(BaseChain { name: chain.name.clone(), forward, drops });
+        }
+        table.chains.insert(chain.name, Vec::new());
+    }
+    let rules = rules_of(netlink, family, &name)?;
+    let sets = sorted::set(rules.iter().flat_map(|rule| &rule.sets).map(|(_, set, _)| set.clone()));
+    let mut states = BTreeMap::new();
+    for set in sets {
+        let known = states_in(netlink, family, &name, &set)?;
+        states.insert(set, known);
+    }
+    for Rule { chain, mut conditions, verdict, sets, .. } in rules {
+        for (at, set, not) in sets {
+            let known = states.get(&set).copied().unwrap_or_default();
+            conditions.get_mut(at).into_iter().for_each(|condition| *condition = Condition::State(known, not));
+        }
+        table.chains.entry(chain).or_default().push(FilterRule { conditions, verdict });
+    }
+    Ok(Some(table))
+}
+
+/// The states of connections that a set has in it.
+fn states_in(netlink: &mut Netlink, family: u8, table: &[u8], set: &[u8]) -> Result<u32, NetlinkError> {
+    let mut states = 0;
+    let request = Request::new(family).with(1, table).with(2, set);
+    let of_lists = netlink.dump(GETSETELEM, &request, |message| {
+        let elements = find(attributes(message, HEADER)?, 3)?.unwrap_or_default();
+        let mut states = 0;
+        for element in Attributes::nested(elements) {
+            let key = find(Attributes::nested(element?.1), 1)?.unwrap_or_default();
+            states |= data_value(key)?.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+        }
+        Ok(Some(states))
+    })?;
+    of_lists.into_iter().for_each(|more| states |= more);
+    Ok(states)
 }
 
 /// Takes a look that no change fell into.
@@ -117,172 +162,33 @@ fn generation(netlink: &mut Netlink) -> Result<u32, NetlinkError> {
 }
 
 fn table(netlink: &mut Netlink) -> Result<Option<SeenTable>, NetlinkError> {
-    let mut awake = false;
+    // How many chains, sets and other objects it has. To list chains would list those of all other tables as well.
+    let (mut awake, mut objects) = (false, 0);
     let got = netlink.get(GETTABLE, &Request::new(INET).with(1, TABLE.as_bytes()), &mut |_, message| {
-        let flags = find(attributes(message, HEADER)?, 2)?.map_or(Ok(0), big_endian)?;
-        awake = flags & DORMANT == 0;
+        let number = |kind| find(attributes(message, HEADER)?, kind)?.map_or(Ok(0), big_endian);
+        (awake, objects) = (number(2)? & DORMANT == 0, number(3)?);
         Ok(())
     });
     match got {
         Err(NetlinkError::Refused { errno: Errno::ENOENT, .. }) => return Ok(None),
         other => other?,
     }
-    let chains = netlink.dump(GETCHAIN, &Request::new(INET), |message| {
-        let chain = chain(message)?;
-        Ok(chain.is_in(INET, TABLE.as_bytes()).then_some(chain))
-    })?;
-    let is_ours = |chain: &Chain| {
-        let hook = Hook { number: POSTROUTING, priority: PRIORITY, policy: ACCEPT };
-        chain.name == CHAIN.as_bytes() && chain.kind == b"nat" && chain.hook == Some(hook)
-    };
+    let mut found = None;
+    let ours = Request::new(INET).with(1, TABLE.as_bytes()).with(3, CHAIN.as_bytes());
+    let got = netlink.get(GETCHAIN, &ours, &mut |_, message| {
+        found = Some(chain(message)?);
+        Ok(())
+    });
+    match got {
+        Err(NetlinkError::Refused { errno: Errno::ENOENT, .. }) => {}
+        other => other?,
+    }
+    let hook = Some(Hook { number: POSTROUTING, priority: PRIORITY, policy: ACCEPT });
+    let has_chain = objects == 1 && found.is_some_and(|chain| chain.kind == b"nat" && chain.hook == hook);
     let rules = rules_of(netlink, INET, TABLE.as_bytes())?;
-    let masquerade = rules.iter().all(|rule| matches!(rule.verdict, Verdict::Masquerade));
-    let whole = awake && masquerade && matches!(&*chains, [chain] if is_ours(chain));
+    let masquerade = rules.iter().all(|rule| rule.verdict == Verdict::Masquerade);
+    let whole = awake && has_chain && masquerade;
     Ok(Some(SeenTable { whole, rules: rules.into_iter().map(|rule| rule.conditions).collect() }))
-}
-
-/// The rules of one table that packets of one family may meet, by chain.
-struct Ruleset<'a> {
-    of: Family,
-    chains: BTreeMap<&'a [u8], Vec<&'a Rule>>,
-}
-
-impl<'a> Ruleset<'a> {
-    fn new(rules: &'a [Rule], of: Family) -> Ruleset<'a> {
-        let other = if of == Family::V4 { Family::V6 } else { Family::V4 };
-        let mut chains: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for rule in rules.iter().filter(|rule| !rule.conditions.contains(&Condition::Family(other))) {
-            chains.entry(&*rule.chain).or_default().push(rule);
-        }
-        Ruleset { of, chains }
-    }
-
-    fn rules(&self, chain: &[u8]) -> &[&'a Rule] {
-        self.chains.get(chain).map_or(&[], |rules| rules)
-    }
-
-    /// Whether every packet of the family meets the conditions.
-    fn is_for_all(&self, conditions: &[Condition]) -> bool {
-        conditions.iter().all(|condition| *condition == Condition::Family(self.of))
-    }
-
-    /// Whether what none of its rules accepts, sends elsewhere or back is dropped at the end of a chain. A chain that
-    /// was asked before has said no.
-    fn drops(&self, chain: &'a [u8], asked: &mut BTreeSet<&'a [u8]>) -> bool {
-        if !asked.insert(chain) {
-            return false;
-        }
-        for rule in self.rules(chain).iter().filter(|rule| self.is_for_all(&rule.conditions)) {
-            match &rule.verdict {
-                Verdict::Drop => return true,
-                Verdict::Accept | Verdict::Return => return false,
-                Verdict::Chain(next, goto) => match self.drops(next, asked) {
-                    drops if drops || *goto => return drops,
-                    _ => {}
-                },
-                Verdict::Map | Verdict::Masquerade | Verdict::Other => {}
-            }
-        }
-        false
-    }
-
-    /// Whether a rule may be one that drops just what comes from somewhere. It spares the way through all others.
-    fn names_some(&self) -> bool {
-        let names = |it: &Condition| matches!(it, Condition::From(_, false) | Condition::In(_, false));
-        let drops = |rule: &Rule| matches!(rule.verdict, Verdict::Drop | Verdict::Chain(..));
-        let mut rules = self.chains.values().flatten();
-        rules.any(|rule| drops(rule) && rule.is_clear() && rule.conditions.iter().any(names))
-    }
-
-    /// The rules by which a base chain accepts and drops, there or where it leads to, and whether it drops what none
-    /// of them accepts; `None` if it drops nothing.
-    fn decides(&self, base: &'a Chain, beside: &[&'a Chain]) -> Option<(Vec<ForwardRule>, bool)> {
-        let drops = |chain| self.drops(chain, &mut BTreeSet::new());
-        let by_policy = base.hook.as_ref().is_some_and(|hook| hook.policy == DROP);
-        let at_end = by_policy || drops(&base.name);
-        if !at_end && !self.names_some() {
-            return None;
-        }
-        let begin = Way { chain: &base.name, at: 0, back: !by_policy, sure: true, met: Vec::new() };
-        let mut begun = BTreeSet::new();
-        // The innermost last.
-        let mut ways = vec![begin];
-        let mut decide = Vec::new();
-        while let Some(way) = ways.last_mut() {
-            let Some(rule) = self.rules(way.chain).get(way.at) else {
-                ways.pop();
-                continue;
-            };
-            way.at += 1;
-            let mut next: Vec<(&[u8], bool)> = Vec::new();
-            let mut is_end = self.is_for_all(&rule.conditions);
-            let all = || [&*way.met, &rule.conditions].concat();
-            let passes = match &rule.verdict {
-                Verdict::Accept => true,
-                Verdict::Return => way.back,
-                Verdict::Drop => {
-                    let conditions = all();
-                    // What is for all is said of the chain.
-                    let is_one = way.sure && rule.is_clear() && !self.is_for_all(&conditions);
-                    decide.extend(is_one.then_some(ForwardRule { accepts: false, conditions }));
-                    false
-                }
-                Verdict::Chain(name, goto) => {
-                    let drops = way.back && drops(name);
-                    is_end &= *goto || drops;
-                    next.push((name, way.back && (*goto || is_end)));
-                    way.back && *goto && !drops
-                }
-                // Where a map leads is not told here: it may be anywhere.
-                Verdict::Map => {
-                    next.extend(beside.iter().filter(|it| it.hook.is_none()).map(|it| (&*it.name, false)));
-                    true
-                }
-                Verdict::Masquerade | Verdict::Other => continue,
-            };
-            if passes {
-                decide.push(ForwardRule { accepts: true, conditions: all() });
-            }
-            let is_plain = rule.is_clear() && begun.len() < MOST_WAYS;
-            let sure = way.sure && is_plain && !matches!(rule.verdict, Verdict::Map);
-            // What is not understood is not taken along: the rules ahead would count for nothing.
-            let known = rule.conditions.iter().filter(|it| begun.len() < MOST_WAYS && is_clear(it));
-            let met: Conditions = way.met.iter().chain(known).cloned().collect();
-            // What leaves the chain here does not meet the rest of it.
-            way.sure &= passes || !matches!(rule.verdict, Verdict::Return | Verdict::Chain(_, true));
-            if is_end {
-                ways.pop();
-            }
-            for (chain, back) in next.into_iter().rev() {
-                if begun.insert((chain, back, met.clone())) {
-                    ways.push(Way { chain, at: 0, back, sure, met: met.clone() });
-                }
-            }
-        }
-        Some((decide, at_end))
-    }
-}
-
-/// A way through the chains, up to some rule.
-struct Way<'a> {
-    chain: &'a [u8],
-    at: usize,
-    /// Whether what comes back from the chain has passed the rule that drops.
-    back: bool,
-    /// Whether all that a packet met on the way is known.
-    sure: bool,
-    met: Conditions,
-}
-
-/// Whether it is a condition that is told in full.
-fn is_clear(condition: &Condition) -> bool {
-    !matches!(condition, Condition::Whence | Condition::Other)
-}
-
-impl Rule {
-    fn is_clear(&self) -> bool {
-        self.conditions.iter().all(is_clear)
-    }
 }
 
 fn rules_of(netlink: &mut Netlink, family: u8, table: &[u8]) -> Result<Vec<Rule>, NetlinkError> {
@@ -343,6 +249,11 @@ struct Hook {
 }
 
 impl Chain {
+    /// Whether the kernel calls it for what is forwarded, and it may drop.
+    fn filters(&self) -> bool {
+        self.kind != b"nat" && self.hook.as_ref().is_some_and(|hook| matches!(hook.number, PREROUTING | FORWARD))
+    }
+
     fn is_in(&self, family: u8, table: &[u8]) -> bool {
         (self.family, &*self.table) == (family, table)
     }
@@ -375,19 +286,8 @@ struct Rule {
     chain: Vec<u8>,
     conditions: Conditions,
     verdict: Verdict,
-}
-
-#[cfg_attr(test, derive(Debug, PartialEq))]
-enum Verdict {
-    Accept,
-    Drop,
-    Return,
-    /// Goes on in another chain, and never comes back if it is a goto.
-    Chain(Vec<u8>, bool),
-    /// Whatever a map says.
-    Map,
-    Masquerade,
-    Other,
+    /// Conditions that are about a set of states: which one, of which set, and whether the state is not in it.
+    sets: Vec<(usize, Vec<u8>, bool)>,
 }
 
 fn rule(message: &[u8], family: u8) -> Result<Rule, NetlinkError> {
@@ -405,7 +305,8 @@ fn rule(message: &[u8], family: u8) -> Result<Rule, NetlinkError> {
             _ => {}
         }
     }
-    Ok(Rule { table, chain, conditions: reading.conditions, verdict: reading.verdict })
+    let Reading { conditions, verdict, sets, .. } = reading;
+    Ok(Rule { table, chain, conditions, verdict, sets })
 }
 
 /// What the expressions of a rule have come to so far.
@@ -416,19 +317,25 @@ struct Reading {
     registers: BTreeMap<u32, Loaded>,
     conditions: Conditions,
     /// Whether it changes something of the packet on the way.
-    sets: bool,
+    alters: bool,
     verdict: Verdict,
+    sets: Vec<(usize, Vec<u8>, bool)>,
 }
 
 #[derive(Clone, Copy)]
 enum Loaded {
     In,
     Out,
+    InIndex,
+    OutIndex,
     NfProto,
-    /// The beginning of the source address, and how many bits of it.
-    Source(Family, u8),
-    /// The number of an interface.
-    Index,
+    Protocol,
+    /// The beginning of an address, how many bits of it, and whether it is the source.
+    Address(Family, u8, bool),
+    /// These bits of the state.
+    State(u32),
+    /// These bits of the status.
+    Status(u32),
     Other,
 }
 
@@ -439,7 +346,8 @@ impl Reading {
             IPV6 => Some(Family::V6),
             _ => None,
         };
-        Reading { family, registers: BTreeMap::new(), conditions: Vec::new(), sets: false, verdict: Verdict::Other }
+        let (conditions, sets) = (Vec::new(), Vec::new());
+        Reading { family, registers: BTreeMap::new(), conditions, alters: false, verdict: Verdict::Continue, sets }
     }
 
     fn take(&mut self, expression: &[u8]) -> Result<(), NetlinkError> {
@@ -449,14 +357,25 @@ impl Reading {
         let number = |attribute| value(attribute)?.map(big_endian).transpose().map(Option::unwrap_or_default);
         match &*kind {
             // From a register into the packet or what is known of it.
-            b"meta" if value(3)?.is_some() => self.sets = true,
-            b"payload" if value(5)?.is_some() => self.sets = true,
+            b"meta" if value(3)?.is_some() => self.alters = true,
+            b"payload" if value(5)?.is_some() => self.alters = true,
+            b"ct" if value(4)?.is_some() => self.alters = true,
             b"meta" => {
                 let loaded = match number(2)? {
-                    4 | 5 => Loaded::Index,
+                    4 => Loaded::InIndex,
+                    5 => Loaded::OutIndex,
                     6 => Loaded::In,
                     7 => Loaded::Out,
                     15 => Loaded::NfProto,
+                    16 => Loaded::Protocol,
+                    _ => Loaded::Other,
+                };
+                self.registers.insert(number(1)?, loaded);
+            }
+            b"ct" => {
+                let loaded = match number(2)? {
+                    0 => Loaded::State(u32::MAX),
+                    2 => Loaded::Status(u32::MAX),
                     _ => Loaded::Other,
                 };
                 self.registers.insert(number(1)?, loaded);
@@ -468,10 +387,8 @@ impl Reading {
             b"bitwise" => {
                 let part = |attribute| value(attribute)?.map(data_value).transpose();
                 let as_is = |flipped: &[u8]| flipped.iter().all(|byte| *byte == 0);
-                let loaded = match (self.loaded(number(1)?), part(4)?) {
-                    (Loaded::Source(family, _), Some(mask)) if part(5)?.is_none_or(as_is) => {
-                        prefix_length(mask).map_or(Loaded::Other, |length| Loaded::Source(family, length))
-                    }
+                let loaded = match (part(4)?, part(5)?) {
+                    (Some(mask), flipped) if flipped.is_none_or(as_is) => self.loaded(number(1)?).masked(mask),
                     _ => Loaded::Other,
                 };
                 self.registers.insert(number(2)?, loaded);
@@ -479,14 +396,20 @@ impl Reading {
             b"cmp" => {
                 let value = value(3)?.map(data_value).transpose()?.unwrap_or_default();
                 let condition = self.compared(self.loaded(number(1)?), number(2)?, value);
-                self.conditions.push(condition);
+                self.conditions.push(condition.unwrap_or(Condition::Other));
             }
-            b"range" => self.conditions.push(self.loaded(number(1)?).vaguely()),
             b"lookup" => {
-                self.conditions.push(self.loaded(number(2)?).vaguely());
-                // Into the register of the verdict.
-                if value(3)?.is_some() && number(3)? == 0 {
-                    self.verdict = Verdict::Map;
+                let map = value(3)?.is_some();
+                if let (Loaded::State(u32::MAX), false) = (self.loaded(number(2)?), map) {
+                    let set = value(1)?.map(string).unwrap_or_default();
+                    self.sets.push((self.conditions.len(), set, number(5)? & 1 != 0));
+                }
+                self.conditions.push(Condition::Other);
+                match map.then(|| number(3)).transpose()? {
+                    // The register of the verdict: wherever the map leads to.
+                    Some(0) => self.verdict = Verdict::Unknown,
+                    Some(register) => drop(self.registers.remove(&register)),
+                    None => {}
                 }
             }
             b"immediate" => {
@@ -497,82 +420,130 @@ impl Reading {
                 }
             }
             // Without attributes: those are of ports, or of how they are chosen.
-            b"masq" if data.is_empty() && !self.sets => self.verdict = Verdict::Masquerade,
+            b"masq" if data.is_empty() && !self.alters => self.verdict = Verdict::Masquerade,
             b"reject" => self.verdict = Verdict::Drop,
-            // A program decides, and may accept.
-            b"queue" => self.verdict = Verdict::Accept,
-            // Of iptables.
-            b"target" => match value(1)?.map(string).as_deref() {
-                Some(b"REJECT") => self.verdict = Verdict::Drop,
-                Some(b"NFQUEUE") => self.verdict = Verdict::Accept,
-                _ => self.conditions.push(Condition::Other),
-            },
+            // A program decides; another way through the kernel.
+            b"queue" | b"flow_offload" | b"fwd" | b"synproxy" | b"tproxy" => self.verdict = Verdict::Unknown,
+            b"target" => self.target(&value(1)?.map(string).unwrap_or_default()),
+            b"match" => {
+                let info = value(3)?.unwrap_or_default();
+                self.matches(&value(1)?.map(string).unwrap_or_default(), info);
+            }
             b"counter" | b"log" => {}
-            // What iptables writes a comment as.
-            b"match" if value(1)?.is_some_and(|name| string(name) == b"comment") => {}
-            _ => self.conditions.push(Condition::Other),
+            // It may load something into any register.
+            _ => {
+                self.registers.clear();
+                self.conditions.push(Condition::Other);
+            }
         }
         Ok(())
+    }
+
+    /// A target of iptables.
+    fn target(&mut self, name: &[u8]) {
+        match name {
+            b"REJECT" => self.verdict = Verdict::Drop,
+            // These decide nothing.
+            b"LOG" | b"NFLOG" | b"TRACE" | b"AUDIT" => {}
+            b"MARK" | b"CONNMARK" | b"TCPMSS" | b"CHECKSUM" | b"CLASSIFY" | b"DSCP" | b"TOS" | b"TTL" | b"HL"
+            | b"SET" | b"CT" => self.alters = true,
+            _ => self.verdict = Verdict::Unknown,
+        }
+    }
+
+    /// A match of iptables.
+    fn matches(&mut self, name: &[u8], info: &[u8]) {
+        let half = |at| info.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u16::from_ne_bytes(*bytes));
+        self.conditions.push(match name {
+            // What iptables writes a comment as.
+            b"comment" => return,
+            // struct xt_state_info
+            b"state" => Condition::State(info.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes)), false),
+            // struct xt_conntrack_mtinfo3: what is asked for, what is turned round, the states and the status. Another
+            // bit of the states is the status that the destination was changed.
+            b"conntrack" if half(146) == 1 => match u32::from(half(150)) {
+                DNAT => Condition::Status(IPS_DST_NAT, half(148) & 1 != 0),
+                states if states < DNAT >> 1 => Condition::State(states, half(148) & 1 != 0),
+                _ => Condition::Other,
+            },
+            _ => Condition::Other,
+        });
     }
 
     fn loaded(&self, register: u32) -> Loaded {
         self.registers.get(&register).copied().unwrap_or(Loaded::Other)
     }
 
-    /// Part of the network header, if it is the source address or its beginning.
+    /// Part of the network header.
     fn payload(&self, base: u32, offset: u32, length: u32) -> Loaded {
         const NETWORK_HEADER: u32 = 1;
         let bits = u8::try_from(length.saturating_mul(8)).unwrap_or_default();
-        match (base, offset, length) {
-            (NETWORK_HEADER, 12, 1..=4) if self.family == Some(Family::V4) => Loaded::Source(Family::V4, bits),
-            (NETWORK_HEADER, 8, 1..=16) if self.family == Some(Family::V6) => Loaded::Source(Family::V6, bits),
+        match (base, self.family, offset, length) {
+            (NETWORK_HEADER, Some(Family::V4), 12, 1..=4) => Loaded::Address(Family::V4, bits, true),
+            (NETWORK_HEADER, Some(Family::V4), 16, 1..=4) => Loaded::Address(Family::V4, bits, false),
+            (NETWORK_HEADER, Some(Family::V4), 9, 1) => Loaded::Protocol,
+            (NETWORK_HEADER, Some(Family::V6), 8, 1..=16) => Loaded::Address(Family::V6, bits, true),
+            (NETWORK_HEADER, Some(Family::V6), 24, 1..=16) => Loaded::Address(Family::V6, bits, false),
             _ => Loaded::Other,
         }
     }
 
-    fn compared(&mut self, loaded: Loaded, operator: u32, value: &[u8]) -> Condition {
+    /// What it means that something is equal to this value, or not; `None` where that is not told here.
+    fn compared(&mut self, loaded: Loaded, operator: u32, value: &[u8]) -> Option<Condition> {
         let not = match operator {
             0 => false,
             1 => true,
-            _ => return loaded.vaguely(),
+            _ => return None,
         };
-        match loaded {
+        let native = || value.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+        Some(match loaded {
             Loaded::In => Condition::In(name(value), not),
             Loaded::Out => Condition::Out(name(value), not),
+            Loaded::InIndex => Condition::In(Interface::Index(native()?), not),
+            Loaded::OutIndex => Condition::Out(Interface::Index(native()?), not),
             Loaded::NfProto => {
                 let family = match value.first() {
                     Some(&IPV4) => Family::V4,
                     Some(&IPV6) => Family::V6,
-                    _ => return Condition::Other,
+                    _ => return None,
                 };
                 if not {
-                    return Condition::Other;
+                    return None;
                 }
                 self.family = Some(family);
                 Condition::Family(family)
             }
-            Loaded::Source(family, length) => {
-                prefix(family, value, length).map_or(Condition::Whence, |prefix| Condition::From(prefix, not))
-            }
-            Loaded::Index => Condition::Whence,
-            Loaded::Other => Condition::Other,
-        }
+            Loaded::Protocol => Condition::Protocol(*value.first()?, not),
+            Loaded::Address(family, length, true) => Condition::From(prefix(family, value, length)?, not),
+            Loaded::Address(family, length, false) => Condition::To(prefix(family, value, length)?, not),
+            // Some of these bits are set where they are not zero.
+            Loaded::State(mask) if native()? == 0 => Condition::State(mask, !not),
+            Loaded::Status(mask) if native()? == 0 => Condition::Status(mask, !not),
+            // A connection has just one state.
+            Loaded::State(u32::MAX) => Condition::State(native()?, not),
+            Loaded::State(_) | Loaded::Status(_) | Loaded::Other => return None,
+        })
     }
 }
 
 impl Loaded {
-    /// A condition about it that is not told in full.
-    fn vaguely(self) -> Condition {
+    /// What is left of it behind a mask.
+    fn masked(self, mask: &[u8]) -> Loaded {
+        let native = mask.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
         match self {
-            Loaded::In | Loaded::Out | Loaded::Source(..) | Loaded::Index => Condition::Whence,
-            Loaded::NfProto | Loaded::Other => Condition::Other,
+            Loaded::Address(family, _, is_source) => {
+                prefix_length(mask).map_or(Loaded::Other, |length| Loaded::Address(family, length, is_source))
+            }
+            Loaded::State(bits) => Loaded::State(bits & native),
+            Loaded::Status(bits) => Loaded::Status(bits & native),
+            _ => Loaded::Other,
         }
     }
 }
 
 /// A name that ends in a zero is whole, one that does not is the beginning of many.
-fn name(value: &[u8]) -> Name {
-    Name { text: string(value), prefix: !value.contains(&0) }
+fn name(value: &[u8]) -> Interface {
+    if value.contains(&0) { Interface::Name(string(value)) } else { Interface::Names(value.to_vec()) }
 }
 
 fn prefix(family: Family, value: &[u8], length: u8) -> Option<IpCidr> {
@@ -595,6 +566,7 @@ fn prefix_length(mask: &[u8]) -> Option<u8> {
 }
 
 fn read_verdict(verdict: &[u8]) -> Result<Verdict, NetlinkError> {
+    const CONTINUE: i32 = -1;
     const JUMP: i32 = -3;
     const GOTO: i32 = -4;
     const RETURN: i32 = -5;
@@ -603,9 +575,10 @@ fn read_verdict(verdict: &[u8]) -> Result<Verdict, NetlinkError> {
     Ok(match (code.cast_signed(), chain) {
         (code @ (JUMP | GOTO), Some(chain)) => Verdict::Chain(chain, code == GOTO),
         (RETURN, _) => Verdict::Return,
+        (CONTINUE, _) => Verdict::Continue,
         _ if code == ACCEPT => Verdict::Accept,
         _ if code == DROP => Verdict::Drop,
-        _ => Verdict::Other,
+        _ => Verdict::Unknown,
     })
 }
 
@@ -634,6 +607,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn fuzz() {
+        crate::fuzz::run("nftables", |bytes| {
+            let rules = [INET, IPV4, IPV6].map(|family| rule(bytes, family));
+            let nested = bytes.get(HEADER..).is_some_and(|value| read_verdict(value).is_ok());
+            nested || chain(bytes).is_ok() || rules.iter().any(Result::is_ok)
+        });
+    }
+
+    #[test]
     fn a_mask_is_a_prefix_or_none() {
         for (mask, length) in [
             (&[0xff, 0xf0, 0, 0][..], Some(12)),
@@ -660,40 +642,22 @@ mod tests {
         for (case, expression, wanted, conditions) in [
             ("drop", verdict(0), Verdict::Drop, 0),
             ("accept", verdict(1), Verdict::Accept, 0),
-            ("continue", verdict(-1), Verdict::Other, 0),
+            ("continue", verdict(-1), Verdict::Continue, 0),
+            ("whatever a newer kernel has", verdict(-9), Verdict::Unknown, 0),
             ("jump", verdict(-3), Verdict::Chain(b"next".into(), false), 0),
             ("goto", verdict(-4), Verdict::Chain(b"next".into(), true), 0),
             ("return", verdict(-5), Verdict::Return, 0),
             ("reject", expression("reject\0", &number(1, 0)), Verdict::Drop, 0),
-            ("a program may accept", expression("queue\0", &[]), Verdict::Accept, 0),
+            ("a program may accept", expression("queue\0", &[]), Verdict::Unknown, 0),
             ("-j REJECT", target("REJECT\0"), Verdict::Drop, 0),
-            ("-j NFQUEUE", target("NFQUEUE\0"), Verdict::Accept, 0),
-            ("-j LOG", target("LOG\0"), Verdict::Other, 1),
+            ("-j NFQUEUE", target("NFQUEUE\0"), Verdict::Unknown, 0),
+            ("-j LOG", target("LOG\0"), Verdict::Continue, 0),
             ("masquerade", expression("masq\0", &[]), Verdict::Masquerade, 0),
-            ("masquerade random", expression("masq\0", &number(1, 4)), Verdict::Other, 1),
+            ("masquerade random", expression("masq\0", &number(1, 4)), Verdict::Continue, 1),
         ] {
             let rule = rule(&[&[INET, 0, 0, 0], &*attribute_of(4, &expression)].concat(), INET).unwrap();
             assert_eq!((rule.verdict, rule.conditions.len()), (wanted, conditions), "{case}");
         }
-    }
-
-    /// Many ways through many chains are neither walked for ever nor forgotten.
-    #[test]
-    fn no_number_of_ways_is_too_many() {
-        let name = |level: u32| format!("c{level:02}").into_bytes();
-        let out = |level: u32, side: bool| {
-            Condition::Out(Name { text: format!("eth{level}").into_bytes(), prefix: side }, false)
-        };
-        let rule = |chain, conditions, verdict| Rule { table: Vec::new(), chain, conditions, verdict };
-        let jump = |level, side| rule(name(level), vec![out(level, side)], Verdict::Chain(name(level + 1), false));
-        let mut rules: Vec<Rule> = (0..15).flat_map(|level| [jump(level, false), jump(level, true)]).collect();
-        rules.push(rule(name(0), vec![], Verdict::Drop));
-        rules.push(rule(name(15), vec![], Verdict::Accept));
-        let hook = Some(Hook { number: FORWARD, priority: 0, policy: ACCEPT });
-        let base = Chain { family: INET, table: Vec::new(), name: name(0), kind: Vec::new(), hook };
-        let (rules, at_end) = Ruleset::new(&rules, Family::V4).decides(&base, &[]).unwrap();
-        let accepts = rules.iter().filter(|rule| rule.accepts).count();
-        assert!(at_end && (1..2 * MOST_WAYS).contains(&accepts), "{accepts}");
     }
 
     fn attribute() -> impl proptest::strategy::Strategy<Value = Vec<u8>> {

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Dir, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::io::Errno;
 
 use crate::net::one_line;
 use crate::sorted;
@@ -16,6 +17,9 @@ use crate::sysctl_d::{ConfFile, DIRECTORIES, Settings};
 
 /// A larger file is none that an operator wrote.
 const MAX_BYTES: u64 = 1 << 20;
+
+/// How often a file is tried to be opened.
+const MOST_TRIES: usize = 200;
 
 /// The root directory of a system.
 #[derive(Debug)]
@@ -136,7 +140,12 @@ impl Root {
         let flags = flags | OFlags::RDONLY | OFlags::CLOEXEC;
         Ok(match &self.0 {
             None => openat(CWD, path, flags, Mode::empty())?,
-            Some(root) => openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?,
+            Some(root) => {
+                let open = || openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+                // The kernel gives up on a `..` while anybody anywhere renames or mounts something (openat2(2)).
+                let opened = (0..MOST_TRIES).map(|_| open()).find(|opened| !matches!(opened, Err(Errno::AGAIN)));
+                opened.unwrap_or(Err(Errno::AGAIN))?
+            }
         })
     }
 }

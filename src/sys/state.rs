@@ -79,12 +79,16 @@ pub fn ledger(directory: &Path, may_change: bool) -> io::Result<Ledger> {
     }
 }
 
-/// Has the ledger changed. Its directory is made if it is missing.
-pub fn update_ledger(directory: &Path, update: impl FnOnce(&mut Ledger)) -> io::Result<()> {
-    let mut ledger = ledger(directory, true)?;
-    update(&mut ledger);
+/// Removes what an interrupted run may have left in the directories of the state and of the ledger.
+pub fn tidy(directory: &Path, durable: &Path) {
+    file::tidy(directory, STATE);
+    file::tidy(durable, LEDGER);
+}
+
+/// Writes the ledger. Its directory is made if it is missing.
+pub fn write_ledger(directory: &Path, ledger: &Ledger) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    write(directory, LEDGER, &ledger)
+    write(directory, LEDGER, ledger)
 }
 
 fn fresh_start<T: Default>(file: &Path, why: &io::Error) -> T {
@@ -145,4 +149,68 @@ fn origin() -> io::Result<(String, u64)> {
     let length = File::open("/proc/sys/kernel/random/boot_id")?.read(&mut boot_id)?;
     let boot_id = String::from_utf8_lossy(boot_id.get(..length).unwrap_or_default()).trim().to_owned();
     Ok((boot_id, fs::metadata("/proc/thread-self/ns/net")?.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::contention::Made;
+    use crate::memory::Recall;
+    use crate::reconcile::ALL;
+    use crate::reconcile::testing::{self, Model};
+
+    const NODE: &str = "link 2 eth0 10.0.0.10/24
+        link 3 eth1 10.0.1.10/24
+        rule 32765 from 10.0.1.10 table 2
+        route default via 10.0.0.1 dev 2 table 254
+        sysctl net/ipv4/conf/eth0/forwarding = 1
+        netns cni-1 7
+        veth 5 x 6";
+
+    /// Plans of every section with what was remembered, on a node that has something of each; at odd times, too.
+    fn planned(memory: &Memory, ledger: &Ledger) {
+        let desired =
+            testing::desired(include_str!("../../tests/corpus/config/all.yaml").trim_start_matches("version: 1\n"));
+        for seconds in [0, 1_800_000_000, u64::MAX] {
+            let mut model = Model::new(NODE);
+            model.uplinks = memory.kube_proxy.uplinks.clone().filter(|_| seconds > 0).unwrap_or_default();
+            let time = Duration::from_secs(seconds);
+            model.recall = Recall { memory: memory.clone(), wall: time, boot: time, awake: time, begun: time };
+            model.ledger = ledger.clone();
+            for reconciler in ALL {
+                model.plan(reconciler.plan, &desired);
+            }
+        }
+    }
+
+    #[test]
+    fn fuzz_state() {
+        crate::fuzz::run("state", |bytes| {
+            let Ok(saved) = serde_json::from_slice::<Saved<Memory>>(bytes) else { return false };
+            let mut memory = saved.memory;
+            planned(&memory, &Ledger::default());
+            let made = Made { reconciler: "rules", command: "ip rule add".into(), repeats: true };
+            for time in [Duration::ZERO, Duration::from_secs(1 << 31), Duration::MAX] {
+                memory.mends.note(std::slice::from_ref(&made), time, time);
+                let _ = memory.mends.contended(time).map(|repair| repair.since(time)).max();
+                let row = || memory.kube_proxy.row();
+                let _ = (row().next(time, time, true), row().is_contended(time, time), row().goes_on(time, time));
+            }
+            serde_json::to_vec(&memory).is_ok()
+        });
+    }
+
+    #[test]
+    fn fuzz_ledger() {
+        crate::fuzz::run("ledger", |bytes| {
+            let Ok(saved) = serde_json::from_slice::<Saved<Ledger>>(bytes) else { return false };
+            let ledger = saved.memory;
+            planned(&Memory::default(), &ledger);
+            let mut all = Ledger::after_a_boot(ledger.clone());
+            all.add_addresses(ledger.addresses_without(&all));
+            serde_json::to_vec(&all).is_ok()
+        });
+    }
 }

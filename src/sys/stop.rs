@@ -1,14 +1,29 @@
-//! Being told to stop while something takes its time: SIGTERM from systemd, SIGINT from a terminal.
+//! Signals. Being told to stop while something takes its time: SIGTERM from systemd, SIGINT from a terminal.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 /// How long a sleep can go on after a signal.
 const SLICE: Duration = Duration::from_millis(50);
+
+/// From now on a file that may not grow (`ulimit -f`, LimitFSIZE=) is an error of the write, like a full disk, and not
+/// the end of this process. For what it starts the signal does what it did before.
+///
+/// # Errors
+///
+/// The kernel does not take the handler.
+pub fn survive_file_limit() -> io::Result<()> {
+    static SURVIVES: OnceLock<()> = OnceLock::new();
+    if SURVIVES.get().is_none() {
+        signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
+        let _ = SURVIVES.set(());
+    }
+    Ok(())
+}
 
 /// Knows whether this process was told to stop. Until the first use signals end it at once, which is right for a
 /// run that only talks to the kernel.

@@ -7,13 +7,13 @@ use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-
-use nix::libc::O_NOFOLLOW;
 
 use sysctl::{Sysctl, SysctlError};
 
+use super::file;
+use super::stop::survive_file_limit;
 use crate::net::SysctlKey;
 use crate::sysctl_d::{OURS, OURS_IN};
 
@@ -68,11 +68,17 @@ pub fn names(directory: &str) -> io::Result<Vec<Box<[u8]>>> {
 ///
 /// It cannot be read.
 pub fn persisted() -> io::Result<Option<String>> {
-    match fs::read(OURS) {
-        Ok(text) => Ok(Some(String::from_utf8_lossy(&text).into_owned())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    file::read_of_others(Path::new(OURS))
+}
+
+/// Name of our file in its directory.
+fn ours_name() -> &'static str {
+    OURS.rsplit('/').next().unwrap_or_default()
+}
+
+/// Removes what an interrupted run may have left in /etc/sysctl.d.
+pub fn tidy() {
+    file::tidy(Path::new(OURS_IN), ours_name());
 }
 
 /// Writes our file in /etc/sysctl.d, whole or not at all, or removes it.
@@ -81,20 +87,15 @@ pub fn persisted() -> io::Result<Option<String>> {
 ///
 /// What kept it from doing so, and what to do about it.
 pub fn persist(text: Option<&str>) -> Result<(), String> {
-    let new = format!("{OURS}.new"); // no name that ends so is read
     let write = |text: &str| {
+        survive_file_limit()?;
         // An image without systemd and procps has none. Not more than that: who has no /etc is told so.
         match DirBuilder::new().mode(0o755).create(OURS_IN) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).custom_flags(O_NOFOLLOW).open(&new)?;
-        // Whatever the umask: everybody may know, and procps reads it as whoever runs it.
-        file.set_permissions(fs::Permissions::from_mode(0o644))?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&new, OURS)
+        // Nothing reads a name that ends as that of its temporary file does.
+        file::replace(Path::new(OURS_IN), ours_name(), text.as_bytes())
     };
     let done = match text {
         Some(text) => write(text),

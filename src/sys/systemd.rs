@@ -95,6 +95,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn fuzz() {
+        crate::fuzz::run("systemctl", |bytes| parse(&String::from_utf8_lossy(bytes)) != Units::default());
+    }
+
+    #[test]
     fn what_systemctl_shows_is_read() {
         let text = "ExecMainExitTimestamp=Fri 2027-01-15 08:00:00 UTC\nExecMainCode=1\nExecMainStatus=1\nId=node-fixer.service\n\
                     ActiveState=failed\n\nNextElapseUSecRealtime=Fri 2027-01-15 08:00:41 UTC\nId=node-fixer.timer\n\

@@ -4,6 +4,9 @@
 //! priorities, its mark and the names of its links together. Its words, causes and cures are for nodes that carry
 //! these marks alone.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use super::{Topology, host};
 use crate::net::{IfName, Rule, TABLE_MAIN, UPLINK_RULE_PRIORITY};
 use crate::observed::Gap;
@@ -72,20 +75,22 @@ impl Topology<'_> {
         if !to && !from {
             return Ok(false);
         }
-        for (address, index) in self.host_routes_of_rules()? {
-            let of_form = names.get(&index).is_some_and(|name| is_pod_link(name, true));
-            if of_form && self.has_pod_rule(address)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let of_form = |(_, index): &(IpAddr, u32)| names.get(index).is_some_and(|name| is_pod_link(name, true));
+        let pods = self.pods_of_rules()?;
+        Ok(self
+            .host_routes_of_rules()?
+            .iter()
+            .filter(|route| of_form(route))
+            .any(|(address, _)| pods.contains(address)))
     }
 
-    fn has_pod_rule(&self, address: std::net::IpAddr) -> Result<bool, Gap> {
-        Ok(self.rules()?.any(|rule| {
-            let (source, destination) = (host(rule.selector.from.as_ref()), host(rule.selector.to.as_ref()));
-            rule.priority == TO_POD && destination == Some(address) && rule.table == TABLE_MAIN
-                || rule.priority == FROM_POD && source == Some(address)
-        }))
+    /// The addresses that a rule of the VPC CNI's form leads to or from.
+    fn pods_of_rules(&self) -> Result<BTreeSet<IpAddr>, Gap> {
+        let pod = |rule: &Rule| match rule.priority {
+            TO_POD if rule.table == TABLE_MAIN => host(rule.selector.to.as_ref()),
+            FROM_POD => host(rule.selector.from.as_ref()),
+            _ => None,
+        };
+        Ok(self.rules()?.filter_map(pod).collect())
     }
 }

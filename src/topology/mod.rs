@@ -18,7 +18,8 @@ use cidr::IpCidr;
 use crate::desired::Desired;
 use crate::net::{Family, IfName, PROTO_MENDED, Rule, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
 use crate::observed::{Address, Gap, Link, Observed, RouteSet, SeenRoute, SeenRule};
-use crate::reconcile::{routes, rules};
+use crate::reconcile::routes;
+use crate::reconcile::rules::Declared;
 
 /// `LOOPBACK_IFINDEX`: the loopback of every network namespace.
 pub const LOOPBACK: u32 = 1;
@@ -27,7 +28,7 @@ pub const LOOPBACK: u32 = 1;
 #[derive(Debug, Clone, Copy)]
 pub struct Topology<'a> {
     observed: &'a Observed,
-    forecast: Option<(&'a Desired, &'a [Rule])>,
+    forecast: Option<(&'a Desired, &'a Declared)>,
 }
 
 impl<'a> Topology<'a> {
@@ -37,7 +38,7 @@ impl<'a> Topology<'a> {
     }
 
     /// The node as it will be when what is declared is there. `declared` are the declared rules.
-    pub fn after(desired: &'a Desired, declared: &'a [Rule], observed: &'a Observed) -> Topology<'a> {
+    pub fn after(desired: &'a Desired, declared: &'a Declared, observed: &'a Observed) -> Topology<'a> {
         Topology { observed, forecast: Some((desired, declared)) }
     }
 
@@ -49,10 +50,10 @@ impl<'a> Topology<'a> {
     /// The rules that look into a table and that node-fixer can read whole, in the kernel's order.
     pub fn rules(&self) -> Result<impl Iterator<Item = &'a Rule> + use<'a>, Gap> {
         let live = self.observed.rules()?;
-        let declared = self.forecast.map_or(&[][..], |(_, declared)| declared);
-        let as_it_is = self.forecast.is_none();
-        let stays = move |rule: &&Rule| as_it_is || !rules::goes(rule, declared);
-        Ok(live.iter().filter_map(SeenRule::lookup).filter(stays).chain(declared))
+        let declared = self.forecast.map(|(_, declared)| declared);
+        let stays = move |rule: &&Rule| declared.is_none_or(|declared| declared.keeps(rule));
+        let added = declared.into_iter().flat_map(|declared| &declared.rules);
+        Ok(live.iter().filter_map(SeenRule::lookup).filter(stays).chain(added))
     }
 
     /// A table's routes.

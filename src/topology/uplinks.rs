@@ -2,8 +2,7 @@
 //!
 //! An uplink has a global address of this node, and the main table's default or a policy table's default or gateway
 //! leaves by it, or it carries the source of a rule for one of this node's own addresses. It is never a pod's link, a
-//! VRF's member or the loopback; and what lies behind a bridge or tunnel by which no default leaves, or behind a dummy,
-//! is local.
+//! VRF's member or the loopback; and what lies behind a bridge, tunnel or dummy by which no default leaves is local.
 
 use std::collections::BTreeSet;
 
@@ -39,9 +38,9 @@ impl Topology<'_> {
         candidates.retain(|index| global.contains(index) && *index != LOOPBACK);
         let links = self.observed.links(candidates.iter().copied())?;
         let is_uplink = |link: &&Link| match &*link.kind {
-            b"vrf" | b"dummy" => false,
+            b"vrf" => false,
             b"" | b"veth" | b"vlan" | b"bond" | b"team" | b"macvlan" | b"ipvlan" | b"ppp" => true,
-            // Of a bridge, a tunnel or what else is made by software: only where a default leaves by it.
+            // Of a bridge, a tunnel, a dummy or what else is made by software: only where a default leaves by it.
             _ => defaults.contains(&link.dev.index),
         };
         let links = links.into_iter().flatten().filter(is_uplink);

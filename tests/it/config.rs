@@ -41,6 +41,24 @@ fn a_file_that_cannot_be_read_is_an_error_too() {
     assert!(ran.err.contains("large.yaml:1:1: .: is larger than 1 MiB"), "{ran:?}");
 }
 
+/// A pipe that nobody writes holds nobody up where nobody has named it; one that is named is read.
+#[test]
+fn a_pipe_among_the_drop_ins_is_an_error() {
+    use nix::sys::stat::Mode;
+    for name in ["a.yaml", "a.yml"] {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir(directory.path().join("config.d")).unwrap();
+        fs::write(directory.path().join("main.yaml"), "version: 1\n").unwrap();
+        nix::unistd::mkfifo(&directory.path().join("config.d").join(name), Mode::S_IRWXU).unwrap();
+        let ran = node_fixer().arg("--config").arg(directory.path().join("main.yaml")).arg("check-config").output();
+        let ran = finish(ran.unwrap()).expect(78);
+        assert!(ran.err.contains(name), "{ran:?}");
+    }
+    let script = "printf 'version: 1\\n' | \"$0\" --config /dev/stdin check-config";
+    let ran = std::process::Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_node-fixer")]).output();
+    assert!(finish(ran.unwrap()).expect(0).out.contains("version: 1"));
+}
+
 #[test]
 fn drop_ins_are_merged_and_the_result_says_where_from() {
     let directory = tempfile::tempdir().unwrap();
@@ -97,4 +115,50 @@ fn a_file_that_nobody_would_read_is_an_error() {
 fn the_schema_is_printed() {
     let schema = finish(node_fixer().arg("schema").output().unwrap()).expect(0).json();
     assert!(schema["properties"]["rp_filter"].is_object(), "{schema}");
+}
+
+/// A configuration of up to 1 MiB takes no more memory than a service may have, whatever is in it.
+#[test]
+fn no_configuration_takes_all_the_memory() {
+    let many = |count: usize, line: &dyn Fn(usize) -> String| (0..count).map(line).collect::<String>();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("c.yaml");
+    for (case, sections, mib, code) in [
+        ("labels", "kube_proxy:\n  labels:\n".to_owned() + &many(16_000, &|n| format!("    k{n}: v{n}\n")), 128, 0),
+        (
+            "rules",
+            "rules:\n".to_owned() + &many(16_000, &|n| format!("- {{priority: {}, table: 7}}\n", 100 + n)),
+            128,
+            0,
+        ),
+        (
+            "addresses",
+            "addresses:\n".to_owned()
+                + &many(16_000, &|n| format!("- {{dev: lo, address: 10.1.{}.{}}}\n", n / 256, n % 256)),
+            128,
+            0,
+        ),
+        (
+            "patterns, each compiled and forgotten",
+            "namespaces:\n".to_owned()
+                + &many(600, &|n| {
+                    format!(
+                        "- {{match: '^f{n}(.{{0,255}}.{{0,255}})$', older_than: 10m, links: '^v{n}_(.{{0,255}}.{{0,255}})$'}}\n"
+                    )
+                }),
+            32,
+            0,
+        ),
+        ("a pattern", "namespaces: [{match: '((a{99}){99}){99}', older_than: 10m}]".into(), 32, 78),
+        ("an alias", "a: &a [".to_owned() + &"x,".repeat(1000) + "]\nb: [" + &"*a,".repeat(9000) + "]", 128, 78),
+        ("a key", "x".repeat(1_000_000) + ": 1", 128, 78),
+    ] {
+        let text = format!("version: 1\n{sections}\n");
+        assert!(text.len() < 1 << 20, "{case}");
+        fs::write(&file, text).unwrap();
+        let mut limited = std::process::Command::new("prlimit");
+        limited.args([&format!("--data={}", mib << 20), env!("CARGO_BIN_EXE_node-fixer"), "--config"]);
+        let ran = finish(limited.arg(&file).arg("check-config").output().unwrap());
+        assert_eq!(ran.code, code, "{case}: {}", ran.err.chars().take(300).collect::<String>());
+    }
 }

@@ -4,7 +4,9 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::Value;
 
 use crate::kit::{Netns, Ran, Worker, finish, node_fixer};
@@ -359,10 +361,30 @@ fn nothing_is_written_over_or_through_a_link() {
     let elsewhere = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(elsewhere.path(), review.path().join("etc")).unwrap();
     let ran = patient.examined(&["--write", review.path().to_str().unwrap()]).expect(1);
-    assert!(ran.err.contains("a link leads there"), "{ran:?}");
+    assert!(ran.err.contains("etc is a link"), "{ran:?}");
     assert!(ran.out.contains("rp_filter_sysctl: "), "the findings all the same: {ran:?}");
-    assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
     std::fs::remove_file(review.path().join("etc")).unwrap();
+    // Deeper, to nowhere, to the directory itself, and the directory itself.
+    let etc = review.path().join("etc");
+    std::fs::create_dir(&etc).unwrap();
+    for to in [elsewhere.path().to_path_buf(), "/nowhere".into(), "..".into(), "/proc/self/cwd".into()] {
+        std::os::unix::fs::symlink(to, etc.join("sysctl.d")).unwrap();
+        let ran = patient.examined(&["--write", review.path().to_str().unwrap()]).expect(1);
+        assert!(ran.err.contains("sysctl.d is a link"), "{ran:?}");
+        std::fs::remove_file(etc.join("sysctl.d")).unwrap();
+    }
+    std::fs::write(etc.join("sysctl.d"), "").unwrap();
+    let ran = patient.examined(&["--write", review.path().to_str().unwrap()]).expect(1);
+    assert!(ran.err.contains("sysctl.d is no directory"), "{ran:?}");
+    std::fs::remove_dir_all(&etc).unwrap();
+    let link = patient.node.directory.path().join("link");
+    std::os::unix::fs::symlink(elsewhere.path(), &link).unwrap();
+    for name in [link.to_str().unwrap().to_owned(), format!("{}/", link.display())] {
+        let ran = patient.examined(&["--write", &name]).expect(1);
+        assert!(ran.err.contains("name the directory itself"), "{ran:?}");
+    }
+    assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(review.path()).unwrap().count(), 0);
     write(review.path(), "etc/sysctl.d/90-rp-filter.conf", "mine");
     let ran = patient.examined(&["--write", review.path().to_str().unwrap()]).expect(1);
     assert!(
@@ -370,6 +392,52 @@ fn nothing_is_written_over_or_through_a_link() {
         "{ran:?}"
     );
     assert_eq!(std::fs::read_to_string(review.path().join("etc/sysctl.d/90-rp-filter.conf")).unwrap(), "mine");
+}
+
+/// Says so at the end of a test, however it ends.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Somebody who may write in the directory puts a link in the place of a directory in it, and takes it away again, all
+/// the time. A file is written where it belongs, or not at all.
+#[test]
+fn nothing_is_written_beyond_a_link_that_comes_meanwhile() {
+    let patient = Patient::of_vpc_cni();
+    patient.file("usr/lib/sysctl.d/50-redhat.conf", SYSCTL_50_REDHAT);
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::create_dir(elsewhere.path().join("sysctl.d")).unwrap();
+    let review = tempfile::tempdir().unwrap();
+    let (etc, aside) = (review.path().join("etc"), review.path().join("aside"));
+    std::fs::create_dir_all(etc.join("sysctl.d")).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path(), &aside).unwrap();
+    let over = AtomicBool::new(false);
+    let outcomes = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Both names are there at any time.
+            while !over.load(Ordering::Relaxed) {
+                renameat_with(CWD, &etc, CWD, &aside, RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        let _ends = Ends(&over);
+        let mut outcomes = [0; 2];
+        for _ in 0..60 {
+            let ran = patient.examined(&["--write", review.path().to_str().unwrap()]).expect(1);
+            let refused = ran.err.contains("is a link") || ran.err.contains("cannot ");
+            outcomes[usize::from(refused)] += 1;
+            let beyond: Vec<_> = std::fs::read_dir(elsewhere.path().join("sysctl.d")).unwrap().collect();
+            assert!(beyond.is_empty() && std::fs::read_dir(elsewhere.path()).unwrap().count() == 1, "{beyond:?}");
+            for directory in [&etc, &aside] {
+                let _ = std::fs::remove_file(directory.join("sysctl.d/90-rp-filter.conf"));
+            }
+        }
+        outcomes
+    });
+    assert!(outcomes.iter().all(|count| *count > 0), "written, and refused: {outcomes:?}");
 }
 
 #[test]

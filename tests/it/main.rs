@@ -3,6 +3,7 @@
 // Helpers of tests panic like tests; clippy knows only functions marked #[test].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod accept_ra;
 mod addresses;
 mod cli;
 mod config;
@@ -13,10 +14,13 @@ mod default_routes;
 mod doctor;
 mod dry_run;
 mod explain;
+mod forward;
 mod gateways;
 mod journal;
 mod kit;
 mod kube_proxy;
+mod log;
+mod lost_answers;
 mod masquerade;
 mod metrics;
 mod namespaces;
@@ -29,4 +33,5 @@ mod rp_filter;
 mod status;
 mod sysctl_d;
 mod sysctls;
+mod sysctls_restored;
 mod vm_host;

@@ -1,18 +1,20 @@
-//! Declared masquerade: the one nftables table of ours, and what others have beside it.
+//! Declared masquerade: the one nftables table of ours. (What others have beside it: forward.rs.)
 
 use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::kit::{Netns, Ran, Worker};
+use crate::kit::{Ends, Netns, Ran, Worker, until};
 
-const BRIDGE: &str = "kube_proxy: {mode: off}
+pub const BRIDGE: &str = "kube_proxy: {mode: off}
 bridges: [{name: br-vms, addresses: [10.100.0.1/16, 'fd64::1/64']}]";
-const BOTH: &str = "masquerade: [{source: 10.100.0.0/16, except_out: br-vms}, {source: 'fd64::/64', out: eth0}]";
+pub const BOTH: &str = "masquerade: [{source: 10.100.0.0/16, except_out: br-vms}, {source: 'fd64::/64', out: eth0}]";
 
 /// A node whose bridge has a VM behind it, of which the router knows nothing.
-fn vm_host() -> (Worker, Netns) {
+pub fn vm_host() -> (Worker, Netns) {
     let node = Worker::new().with_loose_rp_filter();
     node.config(BRIDGE);
     node.fix(&[]).expect(0);
@@ -31,30 +33,15 @@ fn vm_host() -> (Worker, Netns) {
 }
 
 /// The address that a server beyond the router sees when the VM connects to it; `None` if it does not get through.
-fn seen_by_server(node: &Worker, vm: &Netns, server: &str) -> Option<IpAddr> {
-    seen_within(Duration::from_millis(1500), node, vm, server)
-}
-
-fn seen_within(time: Duration, node: &Worker, vm: &Netns, server: &str) -> Option<IpAddr> {
+pub fn seen_by_server(node: &Worker, vm: &Netns, server: &str) -> Option<IpAddr> {
     let server: IpAddr = server.parse().unwrap();
     let listener = node.router.enter(|| TcpListener::bind((server, 0)).unwrap());
     let address = listener.local_addr().unwrap();
-    vm.enter(|| TcpStream::connect_timeout(&address, time)).ok()?;
+    vm.enter(|| TcpStream::connect_timeout(&address, Duration::from_millis(1500))).ok()?;
     Some(listener.accept().unwrap().1.ip())
 }
 
-/// Gives the chains of the table `fw` these rules and no others; says which.
-fn fill(node: &Worker, chains: [(&str, &str); 3]) -> String {
-    let rules = chains.iter().flat_map(|(chain, rules)| {
-        let rules = rules.split("; ").filter(|rule| !rule.is_empty());
-        rules.map(move |rule| format!("; add rule inet fw {chain} {rule}"))
-    });
-    let rules: String = rules.collect();
-    nft(node, &format!("flush table inet fw{rules}"));
-    rules
-}
-
-fn nft(node: &Worker, commands: &str) -> String {
+pub fn nft(node: &Worker, commands: &str) -> String {
     node.net.run("nft", &[commands])
 }
 
@@ -243,6 +230,35 @@ fn without_nft_the_package_is_named_and_nothing_to_do_needs_no_nft() {
     assert!(table(&node).is_some());
 }
 
+/// A run that is killed alone leaves its nft behind. What that still does belongs to the killed run: until it has ended
+/// the next run waits its turn, or it would find no table, and note that there is none to look for.
+#[test]
+fn the_nft_of_a_run_that_was_killed_leaves_nothing_behind() {
+    let (node, _vm) = vm_host();
+    let directory = node.directory.path();
+    let slow = format!(
+        "#!/bin/sh\necho $$ >{0}/pid\nwhile [ ! -e {0}/go ]; do sleep 0.02; done\nexec $(PATH=/usr/sbin:/sbin:/usr/bin command -v nft) \"$@\"\n",
+        directory.display()
+    );
+    std::fs::write(directory.join("nft"), slow).unwrap();
+    std::fs::set_permissions(directory.join("nft"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    let mut command = node.command(&[]);
+    command.env("PATH", format!("{}:{}", directory.display(), std::env::var("PATH").unwrap()));
+    let mut run = Ends(node.net.enter(|| command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()));
+    until("nft has begun", || directory.join("pid").exists());
+    run.0.kill().unwrap();
+    run.0.wait().unwrap();
+
+    node.config(BRIDGE);
+    let ran = node.fix(&[]).expect(75);
+    assert!(ran.err.contains("a program that it started still runs"), "{ran:?}");
+    std::fs::write(directory.join("go"), "").unwrap();
+    until("nft has ended", || table(&node).is_some() && node.fix(&["-q"]).code != 75);
+    node.fix(&[]).expect(0);
+    assert_eq!(table(&node), None);
+}
+
 /// The system calls of a run, by strace.
 fn traced(node: &Worker) -> String {
     let directory = node.directory.path();
@@ -267,281 +283,6 @@ fn a_run_that_finds_nothing_to_do_starts_no_process_and_asks_only_where_somethin
     assert_eq!(calls.matches("exec").count(), 1, "{calls}");
     assert!(!calls.contains("clone") && !calls.contains("fork"), "{calls}");
     assert!(!calls.contains("O_WRONLY|O_CREAT|O_TRUNC"), "{calls}");
-}
-
-#[test]
-fn a_chain_of_docker_that_drops_what_is_forwarded_is_told_of_until_it_is_accepted() {
-    let (node, vm) = vm_host();
-    let iptables = |words: &str| drop(node.net.run("iptables-nft", &words.split(' ').collect::<Vec<_>>()));
-    node.net.ip("link add docker0 type bridge");
-    node.net.ip("addr add 172.17.0.1/16 dev docker0");
-    // As Docker 24 leaves it.
-    for rule in [
-        "-P FORWARD DROP",
-        "-N DOCKER",
-        "-N DOCKER-USER",
-        "-N DOCKER-ISOLATION-STAGE-1",
-        "-N DOCKER-ISOLATION-STAGE-2",
-        "-A FORWARD -j DOCKER-USER",
-        "-A FORWARD -j DOCKER-ISOLATION-STAGE-1",
-        "-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-        "-A FORWARD -o docker0 -j DOCKER",
-        "-A FORWARD -i docker0 ! -o docker0 -j ACCEPT",
-        "-A FORWARD -i docker0 -o docker0 -j ACCEPT",
-        "-A DOCKER -d 172.17.0.2/32 ! -i docker0 -o docker0 -p tcp -m tcp --dport 80 -j ACCEPT",
-        "-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2",
-        "-A DOCKER-ISOLATION-STAGE-1 -j RETURN",
-        "-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP",
-        "-A DOCKER-ISOLATION-STAGE-2 -j RETURN",
-        "-A DOCKER-USER -j RETURN",
-        // What says nothing of forwarding.
-        "-A INPUT -s 10.100.0.0/16 -j ACCEPT",
-    ] {
-        iptables(rule);
-    }
-    node.config(&format!("{BRIDGE}\n{BOTH}"));
-    let ran = node.fix(&["--output", "json"]).expect(1);
-    let told = blocked(&ran);
-    assert_eq!(told.len(), 1, "IPv6 is not concerned: {told:?}");
-    assert!(told[0].starts_with("to forward what comes from 10.100.0.0/16: the chain FORWARD of the table ip filter"));
-    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), None);
-    assert!(seen_by_server(&node, &vm, "2001:db8::1").is_some(), "the table is there all the same");
-
-    // The cure that it names, word for word.
-    let cure = told[0].split_once("let it pass: ").unwrap().1.replace("iptables", "iptables-nft");
-    node.net.run("sh", &["-c", &cure]);
-    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), Some("10.0.0.10".parse().unwrap()));
-    assert_eq!(node.fix(&[]).expect(0).out, "");
-
-    // Other ways to accept it.
-    for rule in [
-        "-i br-vms -j ACCEPT",
-        "-i br-+ -m comment --comment vms -j ACCEPT",
-        "-s 10.0.0.0/8 -p tcp -j ACCEPT",
-        "-o eth0 -j ACCEPT",
-        "-s 10.100.0.0/13 ! -o br-vms -j ACCEPT",
-    ] {
-        iptables("-F DOCKER-USER");
-        node.fix(&[]).expect(1);
-        iptables(&format!("-A DOCKER-USER {rule}"));
-        node.fix(&[]).expect(0);
-    }
-    iptables("-F DOCKER-USER");
-    node.config(BRIDGE);
-    node.fix(&[]).expect(0);
-}
-
-#[test]
-fn chains_of_nft_that_drop_are_told_of_too() {
-    let (node, vm) = vm_host();
-    nft(&node, "add table inet fw; add chain inet fw forward { type filter hook forward priority 0; policy drop; }");
-    nft(&node, "add chain inet fw vms; add rule inet fw forward ct state established,related accept");
-    nft(&node, "add rule inet fw forward meta mark 7 accept");
-    node.config(&format!("{BRIDGE}\n{BOTH}"));
-    let told = blocked(&node.fix(&["--output", "json"]).expect(1));
-    assert_eq!(told.len(), 2, "{told:?}");
-    for told in &told {
-        node.net.run("sh", &["-c", told.split_once("let it pass: ").unwrap().1]);
-    }
-    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), Some("10.0.0.10".parse().unwrap()));
-    assert_eq!(node.fix(&[]).expect(0).out, "");
-
-    for (rule, lacking) in [
-        ("iifname br-vms accept", 0),
-        ("iifname { lo, br-vms } accept", 0),
-        ("iifname vmap { br-vms : accept }", 0),
-        ("iifname vmap { br-vms : jump vms }; add rule inet fw vms accept", 0),
-        ("iif br-vms accept", 0),
-        ("meta nfproto ipv6 accept", 1),
-        ("ip saddr 10.100.0.0-10.100.9.9 accept", 1),
-        ("ip saddr { 10.100.0.0/16, 10.200.0.0/16 } accept; add rule inet fw forward ip6 saddr fd64::/16 accept", 0),
-        ("ip saddr & 255.252.0.0 == 10.100.0.0 accept", 1),
-        ("jump vms; add rule inet fw vms oifname eth0 accept", 0),
-        ("oifname br-vms accept", 2),
-        ("tcp dport 22 accept", 2),
-        ("iifname eth9 counter accept", 2),
-        ("accept", 0),
-    ] {
-        nft(&node, &format!("flush chain inet fw forward; flush chain inet fw vms; add rule inet fw forward {rule}"));
-        let ran = node.fix(&["--output", "json"]);
-        assert_eq!(blocked(&ran).len(), lacking, "{rule}: {ran:?}");
-        assert_eq!(ran.code, i32::from(lacking > 0), "{ran:?}");
-    }
-    nft(&node, "flush chain inet fw forward; chain inet fw forward { policy accept; }");
-    node.fix(&[]).expect(0);
-}
-
-#[test]
-fn rules_at_the_end_that_drop_everything_are_told_of_like_a_policy() {
-    let (node, vm) = vm_host();
-    nft(&node, "add table inet fw; add chain inet fw forward { type filter hook forward priority 0; }");
-    nft(&node, "add chain inet fw vms; add chain inet fw more");
-    node.config(&format!("{BRIDGE}\n{BOTH}"));
-    // Rules of `forward`, of `vms` and of `more`, and how many of the two sources do not get through.
-    for (forward, vms, more, lacking) in [
-        ("drop", "", "", 2),
-        ("ct state established accept; counter log drop", "", "", 2),
-        ("reject", "", "", 2),
-        ("reject with icmpx admin-prohibited", "", "", 2),
-        ("reject with icmp host-prohibited", "", "", 1),
-        ("meta nfproto ipv4 drop; meta nfproto ipv6 accept; drop", "", "", 1),
-        ("drop; accept", "", "", 2),
-        ("accept; drop", "", "", 0),
-        ("return; drop", "", "", 0),
-        ("iifname br-vms accept; drop", "", "", 0),
-        ("iifname br-vms return; drop", "", "", 0),
-        ("iifname eth9 accept; drop", "", "", 2),
-        ("iifname eth9 drop", "", "", 0),
-        ("tcp dport 1 reject", "", "", 0),
-        ("jump vms", "tcp dport 1 accept; drop", "", 2),
-        ("jump vms", "iifname eth9 drop", "", 0),
-        ("jump vms", "iifname br-vms return; drop", "", 0),
-        ("jump vms", "iifname eth9 return; drop", "", 2),
-        ("jump vms; drop", "iifname br-vms return", "", 2),
-        ("jump vms; drop", "iifname br-vms goto more", "return", 2),
-        ("jump vms; drop", "iifname br-vms goto more", "accept", 0),
-        ("jump vms; drop", "return; accept", "", 2),
-        ("goto vms; drop", "tcp dport 1 accept", "", 0),
-        ("goto vms", "goto more", "drop", 2),
-        ("iifname br-vms goto vms; drop", "tcp dport 1 drop", "", 0),
-        ("iifname br-vms goto vms; drop", "reject", "", 2),
-        ("iifname br-vms goto vms; drop", "oifname eth0 return; reject", "", 0),
-        ("iifname br-vms goto vms; drop", "oifname br-vms return; reject", "", 2),
-        ("iifname br-vms jump vms; drop", "tcp dport 1 drop", "", 2),
-        ("iifname eth9 jump vms; drop", "accept", "", 2),
-        ("iifname eth9 jump vms; iifname br-vms jump vms; drop", "accept", "", 0),
-        ("iifname eth9 jump more; iifname br-vms jump more; drop", "", "jump vms; accept", 0),
-        ("meta l4proto tcp jump vms; drop", "accept", "", 0),
-    ] {
-        let rules = fill(&node, [("forward", forward), ("vms", vms), ("more", more)]);
-        let ran = node.fix(&["--output", "json"]);
-        assert_eq!((blocked(&ran).len(), ran.code), (lacking, i32::from(lacking > 0)), "{rules}: {ran:?}");
-        if lacking > 0 {
-            assert_eq!(seen_within(Duration::from_millis(200), &node, &vm, "192.0.2.1"), None, "{rules}");
-        }
-    }
-    nft(&node, "delete table inet fw");
-    // As the packages of Red Hat leave it.
-    node.net.run("iptables-nft", &["-A", "FORWARD", "-j", "REJECT", "--reject-with", "icmp-host-prohibited"]);
-    let told = blocked(&node.fix(&["--output", "json"]).expect(1));
-    assert_eq!(told.len(), 1, "{told:?}");
-    let cure = told[0].split_once("let it pass: ").unwrap().1.replace("iptables", "iptables-nft");
-    node.net.run("sh", &["-c", &cure]);
-    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), Some("10.0.0.10".parse().unwrap()));
-    assert_eq!(node.fix(&[]).expect(0).out, "");
-}
-
-#[test]
-fn rules_that_drop_a_source_are_told_of() {
-    let (node, vm) = vm_host();
-    nft(&node, "add table inet fw; add chain inet fw forward { type filter hook forward priority 0; }");
-    nft(&node, "add chain inet fw vms; add chain inet fw more");
-    node.config(&format!("{BRIDGE}\n{BOTH}"));
-    // Rules of `forward`, of `vms` and of `more`, and how many of the two sources do not get through.
-    for (forward, vms, more, lacking) in [
-        ("ip saddr 10.100.0.0/16 drop", "", "", 1),
-        ("ip saddr 10.0.0.0/8 counter log reject", "", "", 1),
-        ("ip6 saddr fd64::/64 drop", "", "", 1),
-        ("iifname br-vms drop", "", "", 2),
-        ("iifname br-* reject", "", "", 2),
-        ("iifname br-vms ip saddr 10.100.0.0/16 drop", "", "", 1),
-        // What is not all of a source, or not known to be, is left unsaid.
-        ("ip saddr 10.100.7.0/24 drop", "", "", 0),
-        ("ip saddr != 10.100.0.0/16 drop", "", "", 0),
-        ("ip daddr 10.100.0.0/16 drop", "", "", 0),
-        ("ip saddr 10.100.0.0/16 tcp dport 25 drop", "", "", 0),
-        ("ip saddr 10.100.0.0/16 ct state invalid drop", "", "", 0),
-        ("ip saddr 10.100.0.0/16 oifname eth1 drop", "", "", 0),
-        ("ip saddr 10.100.0.0/16 limit rate over 9/second drop", "", "", 0),
-        ("iifname br-vms oifname br-vms drop", "", "", 0),
-        ("iifname eth1 drop", "", "", 0),
-        // The first rule that is for it counts.
-        ("ip saddr 10.100.0.0/16 accept; ip saddr 10.0.0.0/8 drop", "", "", 0),
-        ("ip saddr 10.0.0.0/8 drop; ip saddr 10.100.0.0/16 accept", "", "", 1),
-        ("ip saddr 10.100.0.0/16 return; ip saddr 10.0.0.0/8 drop", "", "", 0),
-        ("ct state established accept; ip saddr 10.100.0.0/16 drop", "", "", 1),
-        ("ip saddr 10.100.0.0/16 drop; accept", "", "", 1),
-        ("accept; ip saddr 10.100.0.0/16 drop", "", "", 0),
-        ("iifname br-vms goto more; ip saddr 10.100.0.0/16 drop", "", "", 0),
-        // In other chains.
-        ("jump vms", "ip saddr 10.100.0.0/16 drop", "", 1),
-        ("jump vms", "jump more", "ip saddr 10.100.0.0/16 drop", 1),
-        ("jump vms; ip saddr 10.100.0.0/16 drop", "ip saddr 10.100.0.0/16 accept", "", 0),
-        ("jump vms; ip saddr 10.100.0.0/16 drop", "return", "", 1),
-        ("jump vms; ip saddr 10.100.0.0/16 accept", "ip saddr 10.100.0.0/16 drop", "", 1),
-        ("jump vms", "oifname eth0 return; ip saddr 10.100.0.0/16 drop", "", 0),
-        ("jump vms", "oifname eth0 goto more; ip saddr 10.100.0.0/16 drop", "", 0),
-        ("jump vms; ip saddr 10.100.0.0/16 drop", "oifname eth0 return", "", 1),
-        ("ip saddr 10.100.0.0/16 jump vms", "log; drop", "", 1),
-        ("iifname br-vms jump vms", "ip saddr 10.100.0.0/16 drop", "", 1),
-        ("ip saddr 10.100.0.0/16 goto vms", "reject", "", 1),
-        ("ip saddr 10.100.0.0/16 jump vms", "tcp dport 25 drop", "", 0),
-        ("tcp dport 25 jump vms", "ip saddr 10.100.0.0/16 drop", "", 0),
-        ("iifname vmap { br-vms : jump vms }", "ip saddr 10.100.0.0/16 drop", "", 0),
-    ] {
-        let rules = fill(&node, [("forward", forward), ("vms", vms), ("more", more)]);
-        let ran = node.fix(&["--output", "json"]);
-        assert_eq!((blocked(&ran).len(), ran.code), (lacking, i32::from(lacking > 0)), "{rules}: {ran:?}");
-        for told in blocked(&ran) {
-            let server = if told.contains("fd64::") { "2001:db8::1" } else { "192.0.2.1" };
-            assert_eq!(seen_within(Duration::from_millis(200), &node, &vm, server), None, "{rules}");
-            node.net.run("sh", &["-c", told.split_once("let it pass: ").unwrap().1]);
-        }
-        if lacking > 0 {
-            assert_eq!(node.fix(&[]).expect(0).out, "", "the cures that it names: {rules}");
-            assert!(seen_by_server(&node, &vm, "192.0.2.1").is_some(), "{rules}");
-        }
-    }
-}
-
-/// The chains of firewalld 1.3, with Docker's zone beside the one of the uplink.
-#[test]
-fn a_firewalld_that_forwards_only_for_docker_is_told_of() {
-    let (node, vm) = vm_host();
-    let rules = r#"
-table inet firewalld {
-    chain filter_FORWARD {
-        type filter hook forward priority filter + 10; policy accept;
-        ct state { established, related } accept
-        ct status dnat accept
-        iifname "lo" accept
-        ct state invalid drop
-        ip6 daddr { ::/96, ::ffff:0.0.0.0/96, 2002::/24 } reject with icmpv6 addr-unreachable
-        jump filter_FORWARD_ZONES
-        reject with icmpx admin-prohibited
-    }
-    chain filter_FORWARD_ZONES {
-        iifname "docker0" goto filter_FWD_docker
-        iifname "eth0" goto filter_FWD_public
-        goto filter_FWD_public
-    }
-    chain filter_FWD_docker { jump filter_FWD_docker_pre; accept; }
-    chain filter_FWD_docker_pre { }
-    chain filter_FWD_public {
-        jump filter_FWD_public_allow
-        reject with icmpx admin-prohibited
-    }
-    chain filter_FWD_public_allow { iifname "eth9" accept; }
-}"#;
-    let file = node.directory.path().join("firewalld.nft");
-    std::fs::write(&file, rules).unwrap();
-    node.net.run("nft", &["-f", file.to_str().unwrap()]);
-    node.config(&format!("{BRIDGE}\n{BOTH}"));
-    let told = blocked(&node.fix(&["--output", "json"]).expect(1));
-    assert_eq!(told.len(), 2, "{told:?}");
-    assert!(told[0].contains("chain filter_FORWARD of the table inet firewalld"), "{told:?}");
-    assert!(
-        told[0]
-            .ends_with("firewall-cmd --permanent --zone=trusted --add-source=10.100.0.0/16 && firewall-cmd --reload")
-    );
-    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), None);
-    // What that comes to.
-    nft(&node, "add chain inet firewalld filter_FWD_trusted; add rule inet firewalld filter_FWD_trusted accept");
-    for source in ["ip saddr 10.100.0.0/16", "ip6 saddr fd64::/64"] {
-        nft(&node, &format!("insert rule inet firewalld filter_FORWARD_ZONES {source} goto filter_FWD_trusted"));
-    }
-    assert_eq!(seen_by_server(&node, &vm, "192.0.2.1"), Some("10.0.0.10".parse().unwrap()));
-    assert_eq!(node.fix(&[]).expect(0).out, "");
 }
 
 #[test]

@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use node_fixer::sys::Root;
 use node_fixer::sysctl_d::{ConfFile, Occasion, Settings};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::kit::Netns;
 
@@ -259,7 +261,7 @@ fn a_file_that_would_be_written_counts_as_if_it_were() {
         let real = wrote(&net, root.path(), SYSTEMD, "systemd", &[]);
         for link in ["eth0", "eth0.100", "eth1", "ens5"] {
             let key = format!("net/ipv4/conf/{link}/rp_filter");
-            let other = planned.overriding(b"90-node-fixer.conf", key.as_bytes(), Occasion::Boot);
+            let other = planned.overriding(key.as_bytes(), Occasion::Boot);
             assert_eq!(
                 other.is_some(),
                 real[&key] != "2" && real[&key] != UNTOUCHED,
@@ -286,4 +288,33 @@ fn absolute_links_of_a_scratch_root_stay_in_it() {
     let winner = settings.winner(b"net/ipv4/ip_forward", Occasion::Boot).unwrap();
     assert_eq!(winner.place(), "/etc/sysctl.d/50-a.conf:1");
     assert_eq!(unread.len(), 2, "a loop and a pipe: {unread:?}");
+}
+
+/// A link that goes up, as Debian's 99-sysctl.conf, while somebody renames files, wherever.
+#[test]
+fn who_renames_files_elsewhere_hides_none() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(root.path().join("etc/sysctl.d")).unwrap();
+    std::fs::write(root.path().join("etc/sysctl.conf"), "net.ipv4.ip_forward = 1\n").unwrap();
+    symlink("../sysctl.conf", root.path().join("etc/sysctl.d/99-sysctl.conf")).unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (a, b) = (elsewhere.path().join("a"), elsewhere.path().join("b"));
+    std::fs::write(&a, "").unwrap();
+    std::fs::write(&b, "").unwrap();
+    let over = AtomicBool::new(false);
+    let found = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                renameat_with(CWD, &a, CWD, &b, RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        let root = Root::open(root.path()).unwrap();
+        let found: Vec<_> = (0..2000).map(|_| root.sysctl_settings()).collect();
+        over.store(true, Ordering::Relaxed);
+        found
+    });
+    for (settings, unread) in found {
+        assert_eq!(unread, Vec::<String>::new());
+        assert_eq!(settings.files().count(), 1);
+    }
 }

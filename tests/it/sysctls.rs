@@ -77,14 +77,32 @@ fn they_are_set_kept_and_set_back() {
     assert_eq!(node.fix(&[]).expect(0).out, "");
 }
 
+/// Each entry stands alone.
 #[test]
-fn a_value_that_the_kernel_refuses_takes_the_others_back() {
+fn a_value_that_the_kernel_refuses_leaves_the_others_set() {
     let node = node();
-    node.config("sysctls: [{key: net.ipv4.conf.vh_1.proxy_arp, value: 1}, {key: net.ipv4.ip_default_ttl, value: 999}]");
+    node.config(
+        "kube_proxy: {mode: off}
+sysctls:
+  - {key: net.ipv4.conf.vh_1.proxy_arp, value: 1}
+  - {key: net.ipv4.ip_default_ttl, value: 999}
+  - {key: net.ipv4.conf.vh_2.proxy_arp, value: 1}",
+    );
+    let before = node.net.sysctl("net/ipv4/ip_default_ttl");
+    let set = |ran: &Ran| {
+        let changes = ran.json()["changes"].as_array().unwrap().clone();
+        changes.iter().filter(|change| change["status"] == "applied").count()
+    };
     let ran = node.fix(&["--output", "json"]).expect(1);
     assert!(ran.err.contains("Invalid argument"), "{ran:?}");
-    assert_eq!(node.net.sysctl("net/ipv4/conf/vh_1/proxy_arp"), "0");
-    assert_eq!(ran.json()["changes"][0]["status"], "skipped");
+    assert_eq!(set(&ran), 2, "{ran:?}");
+    for _ in 0..2 {
+        let link = |link: &str| node.net.sysctl(&format!("net/ipv4/conf/{link}/proxy_arp"));
+        assert_eq!([link("vh_1"), link("vh_2"), node.net.sysctl("net/ipv4/ip_default_ttl")], ["1", "1", &before]);
+        let again = node.fix(&["--output", "json"]).expect(1);
+        assert!(again.err.contains("Invalid argument"), "{again:?}");
+        assert_eq!((set(&again), again.commands().len()), (0, 1), "{again:?}");
+    }
 }
 
 /// What lasts is what systemd and procps make of our file, among others that are shadowed, earlier, or excluded.
@@ -185,11 +203,11 @@ fn forwarding_is_switched_on_and_off_without_a_loss_to_others() {
     for (case, more, code) in [
         ("as it is", "", 0),
         ("all but one", ", {key: net.ipv4.conf.vh_1.forwarding, value: 0}", 0),
-        ("taken back", ", {key: net.ipv4.ip_default_ttl, value: 999}", 1),
+        ("beside one that is refused", ", {key: net.ipv4.ip_default_ttl, value: 999}", 1),
     ] {
         node.config(&format!("{rest}{on}{more}]"));
         let ran = node.fix(&["--output", "json"]).expect(code);
-        assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), if code == 0 { "1" } else { "0" }, "{case}: {ran:?}");
+        assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "1", "{case}: {ran:?}");
         node.config(&format!("{rest}]"));
         // What others set since is theirs.
         let ran = node.fix(&["--output", "json"]).expect(0);
@@ -273,21 +291,18 @@ fn the_directory_of_the_file_is_made() {
     }
 }
 
-/// What was set and taken back is not ours when somebody else sets it.
+/// What was set and restored is not ours when somebody else sets it.
 #[test]
-fn what_was_taken_back_is_not_ours() {
+fn what_was_restored_is_not_ours() {
     let node = node();
     let rest = "kube_proxy: {mode: off}\nrp_filter: {mode: off}\nsysctls: [";
     node.net.set_sysctl("net/ipv4/ip_forward", "0");
-    node.config(&format!(
-        "{rest}{{key: net.ipv4.ip_forward, value: 1}}, {{key: net.ipv4.ip_default_ttl, value: 999}}]"
-    ));
-    for _ in 0..2 {
-        node.fix(&[]).expect(1);
-        assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "0");
-    }
-    node.net.set_sysctl("net/ipv4/ip_forward", "1");
+    node.config(&format!("{rest}{{key: net.ipv4.ip_forward, value: 1}}]"));
+    node.fix(&[]).expect(0);
     node.config(&format!("{rest}]"));
+    node.fix(&[]).expect(0);
+    assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "0");
+    node.net.set_sysctl("net/ipv4/ip_forward", "1");
     node.fix(&[]).expect(0);
     assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "1");
 }
@@ -342,15 +357,12 @@ fn default_is_declared_without_a_loss_to_others() {
         node.config(rest);
         node.fix(&[]).expect(0);
         assert_eq!(values(), ["0", "0", "0", "0"], "undeclared");
-        node.config(&format!("{rest}{}", declared.replace(']', ", {key: net.ipv4.ip_default_ttl, value: 999}]")));
-        node.fix(&[]).expect(1);
-        assert_eq!(values(), ["0", "0", "0", "0"], "taken back");
     }
 }
 
-/// What goes and is taken back is ours as it was.
+/// What is no longer declared goes beside an entry that never lasts.
 #[test]
-fn a_removal_that_is_taken_back_is_not_forgotten() {
+fn a_removal_stands_alone() {
     let node = node();
     let wish = |entry: &str| {
         node.config(&format!("kube_proxy: {{mode: off}}\nrp_filter: {{mode: off}}\nsysctls: [{entry}]"));
@@ -361,11 +373,9 @@ fn a_removal_that_is_taken_back_is_not_forgotten() {
     // The kernel takes it, and shows it otherwise.
     wish("{key: net.ipv4.ip_local_port_range, value: '1024 65535 7'}");
     let ran = node.fix(&[]).expect(1);
-    assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "1", "{ran:?}");
-    wish("");
-    node.fix(&[]).expect(0);
-    assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "0");
+    assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "0", "{ran:?}");
     node.net.set_sysctl("net/ipv4/ip_forward", "1");
+    wish("");
     node.fix(&[]).expect(0);
     assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "1", "and not ours for ever");
 }
@@ -477,4 +487,27 @@ fn a_link_in_the_place_of_the_file_is_replaced() {
         let names: Vec<_> = fs::read_dir(root.path().join("etc/sysctl.d")).unwrap().collect();
         assert_eq!(names.len(), 1, "by the script: {by_script}: {names:?}");
     }
+}
+
+/// A pipe that nobody writes, in the place of the file or of its temporary one, holds no run up.
+#[test]
+fn a_pipe_in_the_place_of_the_file_holds_nobody_up() {
+    let node = node();
+    let pipe = |path: &Path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (declared, rest) = (", persist: true}]", "kube_proxy: {mode: off}\nrp_filter: {mode: off}\nsysctls: [");
+    node.config(&format!("{rest}{{key: net.ipv4.ip_forward, value: 1{declared}"));
+    let root = root();
+    pipe(&root.path().join(OURS));
+    let ran = fix(&node, root.path(), &["--output", "json"]).expect(1);
+    assert!(ran.out.contains("there is a file of this name that node-fixer did not write"), "{ran:?}");
+    fs::remove_file(root.path().join(OURS)).unwrap();
+    pipe(&root.path().join(format!("{OURS}.new")));
+    fix(&node, root.path(), &[]).expect(0);
+    assert!(fs::read_to_string(root.path().join(OURS)).unwrap().ends_with("net.ipv4.ip_forward = 1\n"));
+    // What an end has left goes, also when nothing is declared any more.
+    fs::write(root.path().join(format!("{OURS}.new")), "half").unwrap();
+    node.config(&format!("{rest}]"));
+    fix(&node, root.path(), &[]).expect(0);
+    let names: Vec<_> = fs::read_dir(root.path().join("etc/sysctl.d")).unwrap().collect();
+    assert!(names.is_empty(), "{names:?}");
 }

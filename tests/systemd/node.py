@@ -87,6 +87,22 @@ class Node:
             if line.get("_SYSTEMD_UNIT") == UNIT or line.get("UNIT") in (UNIT, TIMER):
                 lines.append((int(line["PRIORITY"]), line["MESSAGE"], line.get("SYSLOG_IDENTIFIER")))
 
+    def traces(self):
+        """Files (all but those of /proc and /sys), mounts and cgroups: {name: size}. Not what the service cannot write:
+        udev's database changes whenever udev has something to do."""
+        lines = self.run(r"""find / /run /dev/shm /tmp -xdev -path /run/udev -prune -o -type f ! -path /run/systemd/journal/synced \
+                -printf 'file %p\t%s\n' | sort -u
+            sed 's/^[^-]* - /mount /' /proc/1/mountinfo | sort | uniq -c | sed 's/^ *\([0-9]*\) \(.*\)/\2\t\1/'
+            find /sys/fs/cgroup -type d -printf 'cgroup %p\t\n'""").splitlines()
+        return dict(line.rsplit("\t", 1) for line in lines)
+
+    def others_traces(self, seconds):
+        """The names of what changes also when node-fixer does nothing."""
+        self.run(f"systemctl stop {TIMER} {UNIT}")
+        before = self.traces()
+        time.sleep(seconds)
+        return differences(before, self.traces())
+
     # A worker node: eth1 has table 2.
 
     def damage(self):
@@ -107,6 +123,11 @@ DAMAGE_LINES = [
 
 def mended_lines():
     return [(5, line, "node-fixer") for line in DAMAGE_LINES]
+
+
+def differences(before, after):
+    """The names of traces that are new, gone or of another size."""
+    return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
 def write(path, text):

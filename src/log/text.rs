@@ -1,0 +1,183 @@
+//! The log as text: one line an event, and never a byte in it that does something to a terminal. It is there for the run,
+//! not the run for it: a line that cannot be written is lost, and nothing else changes.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::time::SystemTime;
+
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+
+use super::event::Said;
+use crate::net::one_line;
+
+/// What a line begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// The priority in angle brackets, as the journal reads it from a stream (sd-daemon(3)). It adds the time.
+    Priority,
+    /// The level: whoever reads the stream adds the time.
+    Level,
+    /// Time and level.
+    TimeAndLevel,
+}
+
+/// Writes events to stderr.
+#[derive(Debug)]
+pub struct Text {
+    /// What a line begins with.
+    pub head: Head,
+    /// Whether the line is for a terminal that shows colours.
+    pub colour: bool,
+}
+
+impl Subscriber for Text {
+    // The level is for who passes events on to here.
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let line = self.line(event.metadata().level(), &Said::of(event), SystemTime::now());
+        let _ = match self.head {
+            Head::Priority => send(line.as_bytes()),
+            // At once: lines of two processes do not mix.
+            Head::Level | Head::TimeAndLevel => io::stderr().write_all(line.as_bytes()),
+        };
+    }
+
+    // There are no spans in this program.
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+impl Text {
+    fn line(&self, level: &Level, said: &Said, now: SystemTime) -> String {
+        let paint =
+            |code: &str, text: &str| if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() };
+        let mut line = match self.head {
+            Head::Priority => format!("<{}>", super::priority(level)),
+            Head::Level => String::new(),
+            Head::TimeAndLevel => paint(DIM, &humantime::format_rfc3339_seconds(now).to_string()) + " ",
+        };
+        if self.head != Head::Priority {
+            line += &paint(colour_of(level), &format!("{level:>5}"));
+            line.push(' ');
+        }
+        line += &one_line(&said.message);
+        for value in &said.fields {
+            let text = value.in_a_line();
+            // A String takes whatever it is given.
+            let _ = write!(line, " {}{}{}", paint(ITALIC, value.name), paint(DIM, "="), one_line(&text));
+        }
+        line.push('\n');
+        line
+    }
+}
+
+const DIM: &str = "2";
+const ITALIC: &str = "3";
+
+fn colour_of(level: &Level) -> &'static str {
+    match *level {
+        Level::ERROR => "31",
+        Level::WARN => "33",
+        Level::INFO => "32",
+        Level::DEBUG | Level::TRACE => "34",
+    }
+}
+
+/// To the stream to the journal. What that does not take at once is lost, instead of waited for.
+fn send(line: &[u8]) -> io::Result<()> {
+    match rustix::net::send(io::stderr(), line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        Err(Errno::NOTSOCK) => io::stderr().write_all(line),
+        other => Ok(other.map(drop)?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A log that keeps the lines.
+    struct Kept(Text, Arc<Mutex<String>>);
+
+    impl Subscriber for Kept {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn event(&self, event: &Event<'_>) {
+            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+            *self.1.lock().unwrap() += &self.0.line(event.metadata().level(), &Said::of(event), now);
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
+
+    fn lines(head: Head, colour: bool, say: impl FnOnce()) -> String {
+        let kept = Arc::new(Mutex::new(String::new()));
+        tracing::subscriber::with_default(Kept(Text { head, colour }, Arc::clone(&kept)), say);
+        kept.lock().unwrap().clone()
+    }
+
+    fn some_events() {
+        tracing::error!(error = "no", "failed");
+        tracing::warn!("blocked");
+        tracing::info!(command = %"ip route add default", times = 5, "changed");
+        tracing::debug!("looking");
+    }
+
+    #[test]
+    fn what_a_line_begins_with() {
+        for (head, expected) in [
+            (
+                Head::Priority,
+                "<3>failed error=\"no\"\n<4>blocked\n<5>changed command=ip route add default times=5\n<7>looking\n",
+            ),
+            (
+                Head::Level,
+                "ERROR failed error=\"no\"\n WARN blocked\n INFO changed command=ip route add default times=5\n\
+                 DEBUG looking\n",
+            ),
+            (
+                Head::TimeAndLevel,
+                "2023-11-14T22:13:20Z ERROR failed error=\"no\"\n2023-11-14T22:13:20Z  WARN blocked\n\
+                 2023-11-14T22:13:20Z  INFO changed command=ip route add default times=5\n\
+                 2023-11-14T22:13:20Z DEBUG looking\n",
+            ),
+        ] {
+            assert_eq!(lines(head, false, some_events), expected, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn colours_are_the_only_escape_sequences() {
+        let bad = "a\nb\x1b[31m\r\0\u{202e}\u{9b}c\u{7f}\u{7}";
+        let say = || {
+            some_events();
+            tracing::warn!(reason = bad, command = %bad, error = ?bad, "{bad}");
+        };
+        let plain = lines(Head::TimeAndLevel, false, say);
+        assert_eq!(plain.lines().count(), 5, "{plain:?}");
+        assert!(!plain.contains(|c: char| c != '\n' && (c.is_control() || c == '\u{202e}')), "{plain:?}");
+        let coloured = lines(Head::TimeAndLevel, true, say);
+        let shown = ["2", "3", "31", "33", "32", "34", "0"];
+        let without = shown.iter().fold(coloured, |text, code| text.replace(&format!("\x1b[{code}m"), ""));
+        assert_eq!(without, plain);
+    }
+}
