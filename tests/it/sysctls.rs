@@ -370,13 +370,17 @@ fn a_removal_stands_alone() {
     node.net.set_sysctl("net/ipv4/ip_forward", "0");
     wish("{key: net.ipv4.ip_forward, value: 1}");
     node.fix(&[]).expect(0);
-    // The kernel takes it, and shows it otherwise.
+    // The kernel takes it, and shows it otherwise. It is ours all the same.
+    let range = || node.net.sysctl("net/ipv4/ip_local_port_range");
+    let before = range();
     wish("{key: net.ipv4.ip_local_port_range, value: '1024 65535 7'}");
     let ran = node.fix(&[]).expect(1);
     assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "0", "{ran:?}");
+    assert_ne!(range(), before);
     node.net.set_sysctl("net/ipv4/ip_forward", "1");
     wish("");
     node.fix(&[]).expect(0);
+    assert_eq!(range(), before, "it comes back");
     assert_eq!(node.net.sysctl("net/ipv4/ip_forward"), "1", "and not ours for ever");
 }
 

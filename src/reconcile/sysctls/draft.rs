@@ -90,7 +90,10 @@ impl<'a> Draft<'a> {
                 continue;
             }
             let before = it.entry.map_or_else(|| self.before(&it.path, live), |entry| entry.before.clone());
-            let earlier = self.earlier(it.entry, live, value);
+            // What was written already and is not live: the kernel may show the value otherwise (tcp_fastopen_key), and
+            // then it is ours as well.
+            let shown = it.entry.filter(|entry| is_same(&entry.value, value) && !is_same(&entry.before, live));
+            let earlier = self.earlier(it.entry, live, value).or_else(|| shown.map(|_| live.clone()));
             self.note(SetSysctl { key: it.path.clone(), before, value: value.clone(), earlier, persist: wish.persist });
         }
         Ok(())

@@ -93,8 +93,10 @@ fn the_first_value_is_remembered_however_often_it_is_set() {
         first.remember.into_iter().for_each(|note| node.ledger.take(note));
         first.steps.iter().for_each(|step| node.apply(&step.change));
     }
-    let seven = SetSysctl { earlier: None, ..entry("net/x/y", "1", "2") };
-    assert_eq!(node.ledger.sysctls, [seven]);
+    let entry = entry("net/x/y", "1", "2");
+    assert_eq!(node.ledger.sysctls, [SetSysctl { earlier: Some("9".into()), ..entry.clone() }]);
+    node.plan(plan, &wish).remember.into_iter().for_each(|note| node.ledger.take(note));
+    assert_eq!(node.ledger.sysctls, [entry]);
 }
 
 fn entry(key: &str, before: &str, value: &str) -> SetSysctl {
