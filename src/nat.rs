@@ -115,7 +115,7 @@ pub struct FilterTable {
     pub name: String,
     /// Its base chains that packets meet which are forwarded.
     pub bases: Vec<BaseChain>,
-    /// The rules of all its chains, by name.
+    /// The rules of those, and of all chains that they lead to by a jump or a goto; by name.
     pub chains: BTreeMap<Vec<u8>, Vec<FilterRule>>,
 }
 

@@ -20,7 +20,6 @@ use super::netlink::{Attributes, Netlink, NetlinkError, attributes, undecodable}
 use crate::nat::{BaseChain, CHAIN, Condition, Conditions, FilterRule, FilterTable, Interface, PRIORITY, SeenNat};
 use crate::nat::{SeenTable, TABLE, Verdict};
 use crate::net::Family;
-use crate::sorted;
 
 /// How often a look is taken anew that changes fell into.
 const TRIES: u32 = 5;
@@ -97,21 +96,28 @@ fn filter_table(
             let (forward, drops) = (hook.number == FORWARD, hook.policy == DROP);
             table.bases.push(BaseChain { name: chain.name.clone(), forward, drops });
         }
-        table.chains.insert(chain.name, Vec::new());
     }
-    let rules = rules_of(netlink, family, &name)?;
-    let sets = sorted::set(rules.iter().flat_map(|rule| &rule.sets).map(|(_, set, _)| set.clone()));
+    // Those of the chains that they lead to, and no others: a table may have thousands for something else.
+    let mut ahead: Vec<Vec<u8>> = table.bases.iter().map(|base| base.name.clone()).collect();
     let mut states = BTreeMap::new();
-    for set in sets {
-        let known = states_in(netlink, family, &name, &set)?;
-        states.insert(set, known);
-    }
-    for Rule { chain, mut conditions, verdict, sets, .. } in rules {
-        for (at, set, not) in sets {
-            let known = states.get(&set).copied().unwrap_or_default();
-            conditions.get_mut(at).into_iter().for_each(|condition| *condition = Condition::State(known, not));
+    while let Some(chain) = ahead.pop() {
+        if table.chains.contains_key(&chain) {
+            continue;
         }
-        table.chains.entry(chain).or_default().push(FilterRule { conditions, verdict });
+        let mut rules = Vec::new();
+        for Rule { mut conditions, verdict, sets, .. } in rules_of(netlink, family, &name, Some(&chain))? {
+            for (at, set, not) in sets {
+                let known = match states.get(&set) {
+                    Some(known) => *known,
+                    None => states_in(netlink, family, &name, &set)?,
+                };
+                states.insert(set, known);
+                conditions.get_mut(at).into_iter().for_each(|condition| *condition = Condition::State(known, not));
+            }
+            ahead.extend(if let Verdict::Chain(next, _) = &verdict { Some(next.clone()) } else { None });
+            rules.push(FilterRule { conditions, verdict });
+        }
+        table.chains.insert(chain, rules);
     }
     Ok(Some(table))
 }
@@ -185,17 +191,20 @@ fn table(netlink: &mut Netlink) -> Result<Option<SeenTable>, NetlinkError> {
     }
     let hook = Some(Hook { number: POSTROUTING, priority: PRIORITY, policy: ACCEPT });
     let has_chain = objects == 1 && found.is_some_and(|chain| chain.kind == b"nat" && chain.hook == hook);
-    let rules = rules_of(netlink, INET, TABLE.as_bytes())?;
+    let rules = rules_of(netlink, INET, TABLE.as_bytes(), None)?;
     let masquerade = rules.iter().all(|rule| rule.verdict == Verdict::Masquerade);
     let whole = awake && has_chain && masquerade;
     Ok(Some(SeenTable { whole, rules: rules.into_iter().map(|rule| rule.conditions).collect() }))
 }
 
-fn rules_of(netlink: &mut Netlink, family: u8, table: &[u8]) -> Result<Vec<Rule>, NetlinkError> {
-    netlink.dump(GETRULE, &Request::new(family).with(1, table), |message| {
+/// The rules of a table, or of one chain of it.
+fn rules_of(netlink: &mut Netlink, family: u8, table: &[u8], chain: Option<&[u8]>) -> Result<Vec<Rule>, NetlinkError> {
+    let request = Request::new(family).with(1, table);
+    let request = if let Some(chain) = chain { request.with(2, chain) } else { request };
+    netlink.dump(GETRULE, &request, |message| {
         // Old kernels do not filter.
         let rule = rule(message, family)?;
-        let here = message.first() == Some(&family) && rule.table == table;
+        let here = message.first() == Some(&family) && rule.table == table && chain.is_none_or(|it| rule.chain == it);
         Ok(here.then_some(rule))
     })
 }
