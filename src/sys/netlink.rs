@@ -296,7 +296,7 @@ fn outcome(payload: &[u8], flags: u16, attributes: usize) -> Result<(), NetlinkE
     let attributes = payload.get(repeated..).filter(|_| flags & NLM_F_ACK_TLVS != 0).unwrap_or_default();
     let text = Attributes(attributes).flatten().find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG);
     let text = text.map(|(_, text)| String::from_utf8_lossy(text).trim_end_matches('\0').to_owned());
-    Err(NetlinkError::Refused { errno: Errno::from_raw(-number), text })
+    Err(NetlinkError::Refused { errno: Errno::from_raw(number.saturating_neg()), text })
 }
 
 /// Anything that says why a message does not decode.
