@@ -93,6 +93,9 @@ impl Outcome {
 /// section's changes gave another something to do.
 const ROUNDS: u32 = 3;
 
+/// Why a run ended before its last look.
+const TOLD_TO_STOP: &str = "this run was told to stop; the next run continues";
+
 /// Runs once. A dry run changes nothing and takes no lock.
 pub fn run(desired: &Desired, node: &mut Node, dry_run: bool) -> Outcome {
     let mut outcome = Outcome { dry_run, items: Vec::new(), blocked: Vec::new(), not_permitted: false };
@@ -149,7 +152,8 @@ impl Outcome {
             self.blocked.extend(plan.blocked.into_iter().map(refused));
             if node.told_to_stop() {
                 removals.clear();
-                break; // and nothing is concluded from what was cut short
+                self.cut_short(name);
+                break;
             }
             let notes = if self.dry_run { Vec::new() } else { plan.remember };
             let noted = notes.into_iter().all(|note| self.remember(node, name, note));
@@ -215,6 +219,14 @@ impl Outcome {
             }
         }
         tried
+    }
+
+    /// Nothing is concluded from what was cut short, and least of all that all is well.
+    fn cut_short(&mut self, reconciler: &'static str) {
+        if !self.blocked.iter().any(|refused| refused.blocked.because == TOLD_TO_STOP) {
+            let blocked = Blocked::unseen(format!("finish the run, from {reconciler} on"), TOLD_TO_STOP.into());
+            self.blocked.push(Refused { reconciler, blocked, observed: false });
+        }
     }
 
     /// Takes back what this run has done in a section, the last first.
