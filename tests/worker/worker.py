@@ -46,8 +46,10 @@ def built_binary():
 
 
 def in_namespaces(*command):
-    """The command line that runs a command in a network and a mount namespace of its own."""
-    return ["unshare", "--net", "--mount", "--propagation", "private", "--", *command]
+    """The command line that runs a command in a network, a mount and a process namespace of its own: what it has started
+    ends with it."""
+    return ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "--",
+            *command]
 
 
 def end_with_parent():
@@ -311,6 +313,7 @@ def snapshot(worker):
         for file in sorted(directory.iterdir()):
             text = file.read_text() if file.suffix == ".conf" else ""
             files.append(f"{directory.name}/{file.name}: {text!r}")
+    files += [f"netns/{name}" for name in names(pathlib.Path("/run/netns"))]
     return {
         "rules": lines(ip_json("-4", "rule")),
         "rules_6": lines(ip_json("-6", "rule")),
