@@ -112,7 +112,7 @@ fn note(desired: &Desired, node: &mut Node, outcome: &Outcome) -> anyhow::Result
     if made.is_empty() {
         return Ok(Vec::new());
     }
-    let recall = node.recall().context("there is no clock")?;
+    let recall = node.recall().context("cannot recall the last run")?;
     let mut mends = recall.memory.mends.clone();
     let newly = mends.note(&made, recall.boot, recall.wall);
     let mut contended: Vec<_> = newly.iter().map(|repair| Contended::repair(repair, recall.boot)).collect();
@@ -177,7 +177,7 @@ fn publish(
     (directory, durable): (&Path, &Path),
     begun: Instant,
 ) -> anyhow::Result<()> {
-    let recall = node.recall().context("there is no clock")?;
+    let recall = node.recall().context("cannot recall the last run")?;
     let mut counters = counters(durable)?;
     counters.count(outcome, recall.wall, begun.elapsed());
     newly.iter().for_each(|one| counters.count_contention(&one.reconciler));

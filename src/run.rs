@@ -97,6 +97,9 @@ impl Outcome {
 /// section's changes gave another something to do.
 const ROUNDS: u32 = 3;
 
+/// Why a run ended before its last look.
+const TOLD_TO_STOP: &str = "this run was told to stop; the next run continues";
+
 /// Runs once. A dry run changes nothing and takes no lock.
 pub fn run(desired: &Desired, node: &mut Node, dry_run: bool) -> Outcome {
     let (items, blocked, notices) = (Vec::new(), Vec::new(), Vec::new());
@@ -161,7 +164,8 @@ impl Outcome {
             self.notices.extend(plan.notices.into_iter().map(|notice| (name, notice)));
             if node.told_to_stop() {
                 removals.clear();
-                break; // and nothing is concluded from what was cut short
+                self.cut_short(name);
+                break;
             }
             let notes = if self.dry_run { Vec::new() } else { plan.remember };
             let noted = notes.into_iter().all(|note| self.remember(node, name, note));
@@ -234,6 +238,14 @@ impl Outcome {
             }
         }
         tried
+    }
+
+    /// Nothing is concluded from what was cut short, and least of all that all is well.
+    fn cut_short(&mut self, reconciler: &'static str) {
+        if !self.blocked.iter().any(|refused| refused.blocked.because == TOLD_TO_STOP) {
+            let blocked = Blocked::unseen(format!("finish the run, from {reconciler} on"), TOLD_TO_STOP.into());
+            self.blocked.push(Refused { reconciler, blocked, observed: false });
+        }
     }
 
     /// Takes back what this run has done of what belongs together, the last first.

@@ -134,10 +134,10 @@ struct Contention {
 ///
 /// # Errors
 ///
-/// There is no clock.
+/// What was remembered cannot be read for now.
 pub fn look(desired: &Desired, node: &mut Node, durable: &Path) -> anyhow::Result<Status> {
     let outcome = run::run(desired, node, true);
-    let recall = node.recall().context("there is no clock")?;
+    let recall = node.recall().context("cannot recall the last run")?;
     let remembered = node.recalls_all();
     let config = serde_json::to_value(desired)?;
     let mends = &recall.memory.mends;

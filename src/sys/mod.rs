@@ -600,10 +600,12 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// There is no clock.
+    /// It cannot be read for now, or there is no clock.
     pub fn recall(&mut self) -> io::Result<Recall> {
-        let state_dir = &self.state_dir;
-        let (mut memory, _) = self.memory.get_or_insert_with(|| state::recall(state_dir)).clone();
+        let mut memory = match &self.memory {
+            Some((memory, _)) => memory.clone(),
+            None => self.memory.insert(state::recall(&self.state_dir, self.patient)?).0.clone(),
+        };
         if !self.patient {
             // Who asks what would be done wants to know now what is wrong with crictl.
             memory.kube_proxy.retry = None;

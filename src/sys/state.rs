@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use nix::libc;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -31,16 +32,32 @@ const STATE: &str = "state.json";
 const LEDGER: &str = "ledger.json";
 
 /// What the last run remembered; nothing, if there is nothing that counts. And whether that is all since boot.
-pub fn recall(directory: &Path) -> (Memory, bool) {
+///
+/// # Errors
+///
+/// It could not be read, which says nothing of what is in it: the next run may read it, and it is not to be overwritten.
+pub fn recall(directory: &Path, may_change: bool) -> io::Result<(Memory, bool)> {
     let file = directory.join(STATE);
     let (why, is_all) = match read(&file) {
-        Ok(None) => return (Memory::default(), true),
-        Ok(Some((memory, Origin::Here))) => return (memory, true),
+        Ok(None) => return Ok((Memory::default(), true)),
+        Ok(Some((memory, Origin::Here))) => return Ok((memory, true)),
         Ok(Some((_, Origin::AnotherBoot))) => (io::Error::other("it is from another boot"), true),
         Ok(Some((_, Origin::AnotherNetns))) => (io::Error::other("it is from another network namespace"), false),
+        Err(why) if is_unread(&why) && (may_change || why.kind() != io::ErrorKind::PermissionDenied) => {
+            return Err(left_alone(&file, &why));
+        }
         Err(why) => (why, false),
     };
-    (fresh_start(&file, &why), is_all)
+    Ok((fresh_start(&file, &why), is_all))
+}
+
+/// Whether a file could not be read for now. A link or a socket in its place is no such case: it is replaced.
+fn is_unread(why: &io::Error) -> bool {
+    why.raw_os_error().is_some_and(|errno| !matches!(errno, libc::ELOOP | libc::ENXIO))
+}
+
+fn left_alone(file: &Path, why: &io::Error) -> io::Error {
+    io::Error::new(why.kind(), format!("{} cannot be read, and is left alone: {why}", file.display()))
 }
 
 /// What the ledger says. The addresses that an earlier boot has added went with it. One that is none is set aside, by who
@@ -62,9 +79,7 @@ pub fn ledger(directory: &Path, may_change: bool) -> io::Result<Ledger> {
         ))),
         // Who only looks, and may not look here.
         Err(why) if why.kind() == io::ErrorKind::PermissionDenied && !may_change => Ok(fresh_start(&file, &why)),
-        Err(why) if why.kind() != io::ErrorKind::InvalidData => {
-            Err(io::Error::new(why.kind(), format!("{} cannot be read, and is left alone: {why}", file.display())))
-        }
+        Err(why) if why.kind() != io::ErrorKind::InvalidData => Err(left_alone(&file, &why)),
         Err(why) => {
             let aside = directory.join("ledger.json.unreadable");
             let is_aside = may_change && fs::rename(&file, &aside).is_ok();

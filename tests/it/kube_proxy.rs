@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::kit::{Ran, Worker, until};
+use crate::kit::{Ran, Worker, finish, until};
 
 /// A healthy node on which kube-proxy runs and its uplinks are remembered.
 pub struct Kube {
@@ -630,6 +630,30 @@ fn observe_shows_it_and_off_does_not_look() {
     kube.configure("");
     kube.node.fix(&[]).expect(0);
     assert_eq!(kube.deeds(), both(OLD), "what was only observed is not forgotten");
+}
+
+/// What cannot be read for once may still be known to the next run: it is not taken for nothing, and not overwritten.
+#[test]
+fn memory_that_cannot_be_read_for_once_is_no_fresh_start() {
+    for call in ["openat", "statx", "read"] {
+        for errno in ["EIO", "EMFILE", "EACCES"] {
+            let kube = Kube::new("");
+            let state = kube.node.directory.path().join("state/state.json");
+            let good = fs::read_to_string(&state).unwrap();
+            kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
+            let run = kube.node.command(&["--output", "json"]);
+            let mut strace = Command::new("strace");
+            let inject = format!("inject={call}:error={errno}:when=1+");
+            strace.args(["-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject, "-P"]).arg(&state);
+            strace.arg(run.get_program()).args(run.get_args());
+            let ran = finish(kube.node.net.output(&mut strace)).expect(1);
+            assert_eq!(ran.json()["converged"], false, "{call} {errno}: {ran:?}");
+            assert!(ran.err.contains("state.json cannot be read, and is left alone"), "{call} {errno}: {ran:?}");
+            assert_eq!(fs::read_to_string(&state).unwrap(), good, "{call} {errno}");
+            kube.node.fix(&[]).expect(0);
+            assert_eq!(kube.deeds(), both(OLD), "{call} {errno}: the change is not forgotten");
+        }
+    }
 }
 
 #[test]

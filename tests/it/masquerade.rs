@@ -259,6 +259,26 @@ fn the_nft_of_a_run_that_was_killed_leaves_nothing_behind() {
     assert_eq!(table(&node), None);
 }
 
+/// From its first program on a run notes signals and stops at the next section. It has not looked at all, and nobody is
+/// to believe that all is well.
+#[test]
+fn a_run_that_was_told_to_stop_after_its_programs_does_not_report_success() {
+    let (node, _vm) = vm_host();
+    node.config(&format!("{BRIDGE}\n{BOTH}"));
+    node.net.set_sysctl("net/ipv4/conf/eth1/rp_filter", "1");
+    let run = node.command(&["--output", "json"]);
+    let mut strace = std::process::Command::new("strace");
+    strace.args(["-o", "/dev/null", "-e", "trace=openat", "-e", "inject=openat:signal=TERM:when=1"]);
+    // What is written after the rules of nftables.
+    strace.args(["-P", "/proc/sys/net/ipv4/conf/eth1/rp_filter"]).arg(run.get_program()).args(run.get_args());
+    let json = crate::kit::finish(node.net.output(&mut strace)).expect(1).json();
+    assert_eq!(json["converged"], false, "{json}");
+    assert_eq!(json["blocked"].as_array().unwrap().len(), 1, "{json}");
+    assert_eq!(json["blocked"][0]["because"], "this run was told to stop; the next run continues", "{json}");
+    assert!(table(&node).is_some(), "{json}");
+    node.fix(&[]).expect(0);
+}
+
 /// The system calls of a run, by strace.
 fn traced(node: &Worker) -> String {
     let directory = node.directory.path();
