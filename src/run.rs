@@ -286,10 +286,13 @@ impl Outcome {
     /// Reports each notice once, as long as it is so. That it cannot be remembered is no failure of the run.
     fn log_notices(&self, desired: &Desired, node: &mut Node) {
         // Nothing is concluded from what was cut short.
-        if node.told_to_stop() || self.notices.is_empty() && node.reported().is_empty() {
+        if node.told_to_stop() {
             return;
         }
-        let reported = node.reported().clone();
+        let reported = node.reported();
+        if self.notices.is_empty() && reported.is_empty() {
+            return;
+        }
         let mut now = Reported::new();
         for reconciler in ALL.iter().filter(|reconciler| (reconciler.mode)(desired) != Mode::Off) {
             let name = reconciler.name;

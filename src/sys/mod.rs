@@ -585,10 +585,9 @@ impl Node {
         Ok(())
     }
 
-    /// What earlier runs have reported and that was still so.
-    pub fn reported(&mut self) -> &Reported {
-        let state_dir = &self.state_dir;
-        &self.memory.get_or_insert_with(|| state::recall(state_dir)).0.reported
+    /// What earlier runs have reported and that was still so; nothing where that cannot be read for now.
+    pub fn reported(&mut self) -> Reported {
+        self.recall().map(|recall| recall.memory.reported).unwrap_or_default()
     }
 
     /// Whether this process was told to stop.
