@@ -139,7 +139,7 @@ impl Default for Cli {
 /// What every command takes.
 #[derive(Debug, Default, PartialEq, clap::Args)]
 pub struct Common {
-    /// Configuration; config.d/*.yaml beside it are merged over it [default: /etc/node-fixer/config.yaml, otherwise built in]
+    /// Configuration; config.d/*.yaml beside it are merged [default: /etc/node-fixer/config.yaml, otherwise built in]
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 
