@@ -42,7 +42,7 @@ fn program() -> anyhow::Result<Vec<u8>> {
     command.build();
     let mut text = Roff::new();
     text.control("TH", ["node-fixer", "8", "", version.as_str(), "System administration"]);
-    section(&mut text, "NAME", &[roman("node-fixer - keeps the network of a Linux worker node as it was declared")]);
+    section(&mut text, "NAME", &[roman("node-fixer - keeps the network of a Linux worker node as declared")]);
     text.to_writer(&mut page)?;
     let man = Man::new(command.clone());
     man.render_synopsis_section(&mut page)?;
@@ -52,7 +52,7 @@ fn program() -> anyhow::Result<Vec<u8>> {
     paragraph(
         &mut text,
         &[
-            roman("Without a command it makes one run. It is made to be started every minute by "),
+            roman("Without a command it makes one run. It is meant to be started every minute by "),
             bold("node-fixer.timer"),
             roman("; nothing stays resident, and a run that finds nothing to do is silent."),
         ],
@@ -91,22 +91,22 @@ fn program() -> anyhow::Result<Vec<u8>> {
     for (file, what) in [
         (
             "/etc/node-fixer/config.yaml",
-            "Configuration; see node-fixer.yaml(5). Without it the built-in default counts.",
+            "Configuration; see node-fixer.yaml(5). Without it the built-in default applies.",
         ),
         ("/etc/node-fixer/config.d/*.yaml", "Merged over it in the order of their names."),
-        ("/run/node-fixer", "The lock, and what is remembered until the next boot."),
-        ("/var/lib/node-fixer", "What is remembered beyond it; counters, where metrics are on."),
+        ("/run/node-fixer", "The lock, and state that is valid until the next boot."),
+        ("/var/lib/node-fixer", "State that outlives a reboot; counters, if metrics are on."),
     ] {
         item(&mut text, &[italic(file)]);
         text.text([roman(what)]);
     }
     text.control("SH", ["NOTES"]);
     text.text([roman(
-        "What node-fixer adds carries a mark: protocol 170 for routes that mend a table, 171 for what is declared.",
+        "What node-fixer adds has a protocol number: 170 for routes that repair a table, 171 for what is declared.",
     )]);
     example(
         &mut text,
-        "ip route show table all proto 170\nip route show table all proto 171\nip rule show protocol 171\n",
+        "ip route show table all proto 170\nip route show table all proto 171\nip rule | grep 'proto 171'\n",
     );
     text.control("SH", ["SEE ALSO"]);
     text.text([
@@ -136,9 +136,9 @@ fn configuration() -> anyhow::Result<Vec<u8>> {
         "DESCRIPTION",
         &[
             roman(
-                "YAML. The drop-ins beside the main file are merged over it in the order of their names: mappings merge, ",
+                "YAML. The drop-ins beside the main file are merged over it in the order of their names: mappings merge; ",
             ),
-            roman("lists and single values replace. A key that does not exist is an error. "),
+            roman("lists, single values and kube_proxy.labels replace. A key that does not exist is an error. "),
             bold("node-fixer check-config"),
             roman(" prints the merged result and where each value came from."),
         ],

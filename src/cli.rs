@@ -23,11 +23,12 @@ Exit codes:
   78  the configuration is wrong";
 
 const EXPLAIN_HELP: &str = "\
-Changes nothing and needs no privilege. Each answer is compared with the kernel's own.
+Changes nothing and needs no privilege. Each answer is compared with the kernel's own. Firewalls, NAT and marks are not
+considered.
 
 Exit codes:
-  0   the packet gets out, its reply is accepted, and the kernel says the same
-  1   it breaks, or the kernel says something else, or one could not look
+  0   the packet gets out, its reply is accepted, and the kernel agrees
+  1   it breaks, or the kernel disagrees, or explain could not look
   64  usage";
 
 const LOOK_HELP: &str = "\
@@ -40,21 +41,21 @@ Exit codes:
   78  the configuration is wrong";
 
 const DOCTOR_HELP: &str = "\
-Changes nothing outside of --write, and needs no privilege.
+Changes nothing except below --write, and needs no privilege.
 
 Exit codes:
   0   nothing found
-  1   causes were found, or the files could not be written
+  1   causes were found, or proposed files could not be written
   64  usage
   78  the configuration is wrong";
 
 const CHECK_HELP: &str = "\
 Exit codes:
-  0   the configuration is good
+  0   the configuration is valid
   64  usage
   78  it is wrong";
 
-/// Keeps the network of a Linux worker node as it was declared: looks, mends what differs, looks again.
+/// Keeps the network of a Linux worker node as declared: looks, repairs what differs, looks again.
 #[derive(Debug, PartialEq, Parser)]
 #[command(name = "node-fixer", version, after_help = AFTER_HELP)]
 pub struct Cli {
@@ -70,8 +71,8 @@ pub struct Cli {
     #[arg(long, requires = "dry_run")]
     pub detailed_exitcode: bool,
 
-    /// Where the lock and all that is remembered between runs are kept [default: /run/node-fixer, and
-    /// /var/lib/node-fixer for what outlives a boot]
+    /// Directory for the lock and the state between runs [default: /run/node-fixer, and /var/lib/node-fixer for what
+    /// outlives a reboot]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
@@ -138,7 +139,7 @@ impl Default for Cli {
 /// What every command takes.
 #[derive(Debug, Default, PartialEq, clap::Args)]
 pub struct Common {
-    /// Configuration; config.d/*.yaml beside it are merged [default: /etc/node-fixer/config.yaml, or else built in]
+    /// Configuration; config.d/*.yaml beside it are merged [default: /etc/node-fixer/config.yaml, otherwise built in]
     #[arg(long, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
 
@@ -146,7 +147,7 @@ pub struct Common {
     #[arg(long, value_enum, default_value_t, global = true)]
     pub output: Output,
 
-    /// Log more: what is looked at
+    /// Also log what is looked at
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     pub verbose: bool,
 
@@ -163,20 +164,20 @@ pub enum Command {
     CheckConfig,
     /// Print the JSON Schema of the configuration
     Schema,
-    /// Say which rule, table, route and uplink a packet takes, what rp_filter says to its reply, and where it breaks
+    /// Trace a packet and its reply through rules, routes and rp_filter, and show where it breaks
     #[command(after_help = EXPLAIN_HELP)]
     Explain {
         /// Address of a pod, or of this node
         #[arg(value_name = "SRC")]
         source: IpAddr,
-        /// Address that it talks to
+        /// Address of the other end
         #[arg(value_name = "DST")]
         destination: IpAddr,
     },
-    /// Show how this node is: the last run, what is to do, what is blocked, and what is undone again and again
+    /// Show the last run, pending and blocked changes, notices, and contention
     #[command(after_help = LOOK_HELP)]
     Status,
-    /// Look for what breaks this node again and again: causes, evidence, cures
+    /// Look for what breaks this node again and again, with evidence and cures
     #[command(after_help = DOCTOR_HELP)]
     Doctor(Doctor),
 }
@@ -184,7 +185,7 @@ pub enum Command {
 /// How to look for causes.
 #[derive(Debug, Clone, PartialEq, clap::Args)]
 pub struct Doctor {
-    /// Read files of configuration below this directory; the network is that of this machine in any case
+    /// Read configuration files below this directory; the network is always that of this machine
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub root: PathBuf,
 
@@ -196,12 +197,12 @@ pub struct Doctor {
 /// Form of the result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people; of a dry run, a shell script
+    /// For people; a dry run prints a shell script
     #[default]
     Text,
     /// For programs
     Json,
-    /// Of a dry run, for Kubernetes' node-problem-detector: one line, and exit code 0 fine, 1 to do or blocked, 2 unknown
+    /// For Kubernetes' node-problem-detector, only with --dry-run: one line, and exit code 0 fine, 1 problem, 2 unknown
     Npd,
 }
 

@@ -1,4 +1,4 @@
-//! node-fixer keeps the network of a Linux worker node as it was declared.
+//! node-fixer keeps the network of a Linux worker node as declared.
 //!
 //! One run, from `main` to a system call:
 //!

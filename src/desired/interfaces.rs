@@ -59,9 +59,9 @@ pub struct RpFilterEntry {
     /// Interfaces by name, and `default`, which new interfaces copy.
     #[serde(deserialize_with = "by_name")]
     pub interfaces: Pattern,
-    /// The value that is set.
+    /// The value to set.
     pub value: RpValue,
-    /// Live values that are changed; all others than `value` if left out.
+    /// Values to replace; all others than `value` if left out.
     #[serde(default = "every_value", deserialize_with = "some_values")]
     pub replace: Vec<RpValue>,
 }

@@ -43,7 +43,7 @@ pub const SCHEMA: &str = include_str!("../../config/schema.json");
 pub struct Desired {
     /// Version of the configuration format.
     pub version: Version,
-    /// Every policy table that pods are sent to has a way out.
+    /// Every policy table that pods or uplinks use has a default route.
     #[serde(default)]
     pub default_routes: DefaultRoutes,
     /// Reverse path filter of the interfaces that carry pod traffic.
@@ -52,28 +52,28 @@ pub struct Desired {
     /// kube-proxy is restarted when the uplinks have changed.
     #[serde(default)]
     pub kube_proxy: KubeProxy,
-    /// Policy rules that must be there.
+    /// Policy rules that must exist.
     #[serde(default)]
     pub rules: Vec<Rule>,
-    /// Routes that must be there.
+    /// Routes that must exist.
     #[serde(default)]
     pub routes: Vec<Route>,
-    /// Addresses that must be there.
+    /// Addresses that must exist.
     #[serde(default)]
     pub addresses: Vec<Address>,
     /// Sysctls that must have a value.
     #[serde(default)]
     pub sysctls: Vec<Sysctl>,
-    /// Bridges that must be there.
+    /// Bridges that must exist.
     #[serde(default)]
     pub bridges: Vec<Bridge>,
     /// Sources whose packets leave with the address of the interface that they leave by.
     #[serde(default)]
     pub masquerade: Vec<Masquerade>,
-    /// Network namespaces that go when nobody uses them any more, and their links.
+    /// Stale network namespaces to remove, and the links that belonged to them.
     #[serde(default)]
     pub namespaces: Vec<Namespaces>,
-    /// What Prometheus is told.
+    /// Metrics for Prometheus.
     #[serde(default)]
     pub metrics: Metrics,
 }
@@ -206,17 +206,17 @@ fn repeated<K: Ord + Clone>(keys: impl Iterator<Item = K>) -> Option<(usize, usi
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Version;
 
-/// What may be done about a section's findings.
+/// What to do about a section's findings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Mode {
-    /// Mend what is wrong.
+    /// Repair what is wrong.
     #[default]
     Enforce,
-    /// Report what is wrong and never touch it.
+    /// Report what is wrong, never touch it.
     Observe,
-    /// Do not even look.
+    /// Do not look.
     Off,
 }
 
@@ -225,12 +225,12 @@ pub enum Mode {
 #[serde(default, deny_unknown_fields, expecting = "a mapping")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DefaultRoutes {
-    /// What may be done.
+    /// What to do about findings.
     pub mode: Mode,
-    /// Address families that are looked after.
+    /// Address families to look after.
     #[serde(deserialize_with = "value::some_families")]
     pub families: Vec<Family>,
-    /// Tables that are left alone: numbers, or ranges [from, to].
+    /// Tables to leave alone: numbers, or ranges [from, to].
     pub exclude_tables: Vec<TableRange>,
 }
 
@@ -246,20 +246,20 @@ impl Default for DefaultRoutes {
 #[serde(default, deny_unknown_fields, expecting = "a mapping")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RpFilter {
-    /// What may be done.
+    /// What to do about findings.
     pub mode: Mode,
-    /// The value that is set.
+    /// The value to set.
     pub value: RpValue,
-    /// Live values that are changed; others are left as they are.
+    /// Values to replace; others are left as they are.
     pub replace: Vec<RpValue>,
-    /// `auto`: the uplinks, the VPC CNI's links of pods, and `default`, which new interfaces copy. Or interfaces by name,
-    /// and `default`. `all` is never written.
+    /// `auto`: the uplinks, the VPC CNI's pod links, and `default`, which new interfaces copy. Or a regular expression
+    /// over names, `default` included. `all` is never written.
     pub interfaces: Interfaces,
-    /// Further interfaces with a value of their own. The first entry that matches an interface counts, these before the
-    /// keys above.
+    /// Further interfaces with a value of their own. The first entry that matches an interface applies, these before
+    /// the keys above.
     pub more: Vec<RpFilterEntry>,
-    /// Interfaces, as patterns of sysctl.d(5), for which the value is also written to /etc/sysctl.d: for the next boot,
-    /// and for interfaces to come.
+    /// Interfaces, as patterns of sysctl.d(5), whose value is also written to /etc/sysctl.d: for the next boot, and for
+    /// new interfaces.
     pub persist: Vec<LinkGlob>,
 }
 
@@ -311,11 +311,11 @@ impl fmt::Display for RpValue {
 #[serde(default, deny_unknown_fields, expecting = "a mapping")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct KubeProxy {
-    /// What may be done.
+    /// What to do about findings.
     pub mode: Mode,
-    /// `auto`: the uplinks. Or interfaces by name; never the links of pods: they come and go.
+    /// `auto`: the uplinks. Or a regular expression over names, which must not match pod links: they come and go.
     pub interfaces: Interfaces,
-    /// The change must have stood still this long.
+    /// The change must have been stable for this long.
     #[serde(with = "value::wait")]
     #[cfg_attr(test, schemars(with = "String"))]
     pub settle: Duration,
@@ -323,19 +323,19 @@ pub struct KubeProxy {
     #[serde(with = "value::wait")]
     #[cfg_attr(test, schemars(with = "String"))]
     pub min_interval: Duration,
-    /// The program: a path, or a name that is looked for on PATH.
+    /// The program: a path, or a name to find on PATH.
     #[serde(with = "value::program")]
     #[cfg_attr(test, schemars(with = "String"))]
     pub crictl: String,
     /// The socket of the container runtime.
     pub endpoint: String,
-    /// Time that one call of crictl may take.
+    /// Time limit for one call of crictl.
     #[serde(with = "value::timeout")]
     #[cfg_attr(test, schemars(with = "String"))]
     pub timeout: Duration,
     /// Namespace of the pod.
     pub namespace: String,
-    /// Labels of the pod, all of which it has.
+    /// Labels of the pod; it must have all of them. Those of a later file replace them.
     #[serde(deserialize_with = "value::some_labels")]
     pub labels: BTreeMap<String, String>,
 }
@@ -369,7 +369,7 @@ impl KubeProxy {
 #[serde(default, deny_unknown_fields, expecting = "a mapping")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Metrics {
-    /// The directory whose files node_exporter's textfile collector reads; node_fixer.prom is written there by each run.
+    /// The directory that node_exporter's textfile collector reads; each run writes node_fixer.prom there.
     #[serde(deserialize_with = "value::directory", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "String", extend("pattern" = "^/")))]
     pub textfile: Option<PathBuf>,
@@ -386,11 +386,11 @@ pub struct Rule(RuleFields);
 #[serde(deny_unknown_fields, expecting = "a mapping")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 struct RuleFields {
-    /// Only where neither from nor to tells; IPv4 if nothing does.
+    /// Only without from and to; IPv4 if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Family"))]
     family: Option<Family>,
-    /// Lower ones are asked first.
+    /// Lower priorities come first.
     priority: Priority,
     /// Source prefix.
     #[serde(default, with = "value::prefix", skip_serializing_if = "Option::is_none")]
@@ -473,19 +473,19 @@ struct RouteFields {
     #[serde(default, with = "value::if_name", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "String"))]
     dev: Option<IfName>,
-    /// Table: a number, or main, default or local; main if there is none.
+    /// Table: a number, or main, default or local; main if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "TableId"))]
     table: Option<TableId>,
-    /// Scope of an IPv4 route: link without a gateway, else global, if there is none.
+    /// Scope of an IPv4 route; if left out, link without a gateway, otherwise global.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Scope"))]
     scope: Option<Scope>,
-    /// Metric; the kernel's own (0 for IPv4, 1024 for IPv6) if there is none.
+    /// Metric; the kernel's default (0 for IPv4, 1024 for IPv6) if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "u32"))]
     metric: Option<u32>,
-    /// Believe that the gateway is on the link even if no route says so.
+    /// The gateway is on the link, even if no route says so.
     #[serde(default)]
     onlink: bool,
 }
@@ -570,10 +570,10 @@ struct AddressFields {
     #[serde(with = "value::name")]
     #[cfg_attr(test, schemars(with = "String"))]
     dev: IfName,
-    /// An address with its prefix length, such as 10.0.0.1/24 (that of a single host if there is none), or a range of
-    /// them, such as 127.0.1.1-127.0.1.32.
+    /// An address with its prefix length, such as 10.0.0.1/24 (a single host if left out), or a range, such as
+    /// 127.0.1.1-127.0.1.32.
     address: AddressRange,
-    /// Whether `address` is a prefix, each address of which is wanted.
+    /// Whether `address` is a prefix, and each address of it is wanted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     each: bool,
 }
@@ -642,12 +642,12 @@ impl Address {
 #[serde(deny_unknown_fields, expecting = "a mapping")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Sysctl {
-    /// The key, with dots or slashes as sysctl.d(5) has it: net.ipv4.ip_forward, net/ipv4/conf/eth0.100/proxy_arp. In
-    /// the place of an interface a pattern may stand: net.ipv4.conf.vh_*.proxy_arp.
+    /// The key, with dots or slashes as in sysctl.d(5): net.ipv4.ip_forward, net/ipv4/conf/eth0.100/proxy_arp. A
+    /// pattern may replace the name of an interface: net.ipv4.conf.vh_*.proxy_arp.
     pub key: SysctlPattern,
     /// The value.
     pub value: SysctlValue,
-    /// Whether it is also written to /etc/sysctl.d, for the next boot and for interfaces to come.
+    /// Whether it is also written to /etc/sysctl.d, for the next boot and for new interfaces.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub persist: bool,
 }
@@ -664,11 +664,11 @@ pub struct Bridge {
     /// Addresses with their prefix lengths.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<Inet>,
-    /// Largest packet, in bytes; left to the kernel if there is none.
+    /// Largest packet, in bytes; the kernel's default if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Mtu"))]
     pub mtu: Option<Mtu>,
-    /// Whether it speaks the spanning tree protocol; left to the kernel if there is none.
+    /// Whether it uses the spanning tree protocol; the kernel's default if left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "bool"))]
     pub stp: Option<bool>,
@@ -689,11 +689,11 @@ struct MasqueradeFields {
     #[serde(with = "value::source")]
     #[cfg_attr(test, schemars(with = "String"))]
     source: IpCidr,
-    /// Only what leaves by this interface.
+    /// Only packets that leave by this interface.
     #[serde(default, with = "value::if_name", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "String"))]
     out: Option<IfName>,
-    /// Only what does not leave by this interface.
+    /// Only packets that do not leave by this interface.
     #[serde(default, with = "value::if_name", skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "String"))]
     except_out: Option<IfName>,
@@ -728,7 +728,7 @@ impl Masquerade {
     }
 }
 
-/// An entry of the section `namespaces`. The first one whose `match` matches a name counts for it.
+/// An entry of the section `namespaces`. The first one whose `match` matches a name applies to it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "NamespacesFields")]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -742,7 +742,7 @@ struct NamespacesFields {
     /// Network namespaces by name.
     #[serde(rename = "match")]
     matches: Pattern,
-    /// Without a process for at least so long.
+    /// Without a process for at least this long.
     #[serde(with = "value::wait")]
     #[cfg_attr(test, schemars(with = "String"))]
     older_than: Duration,
@@ -750,7 +750,7 @@ struct NamespacesFields {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(with = "Pattern"))]
     links: Option<Pattern>,
-    /// What may be done.
+    /// What to do about findings.
     #[serde(default = "observe")]
     mode: Mode,
 }
@@ -776,7 +776,7 @@ impl TryFrom<NamespacesFields> for Namespaces {
 }
 
 impl Namespaces {
-    /// What may be done.
+    /// What to do about findings.
     pub fn mode(&self) -> Mode {
         self.0.mode
     }
