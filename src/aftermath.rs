@@ -231,7 +231,13 @@ mod tests {
 
     #[test]
     fn fuzz() {
-        let outcome = Outcome { dry_run: false, items: Vec::new(), blocked: Vec::new(), not_permitted: false };
+        let outcome = Outcome {
+            dry_run: false,
+            items: Vec::new(),
+            blocked: Vec::new(),
+            notices: Vec::new(),
+            not_permitted: false,
+        };
         crate::fuzz::run("counters", |bytes| {
             let Ok(mut counters) = serde_json::from_slice::<Counters>(bytes) else { return false };
             counters.count(&outcome, Duration::from_secs(1), Duration::ZERO);

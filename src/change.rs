@@ -7,7 +7,7 @@ use cidr::IpInet;
 
 use crate::memory::{Knowledge, Note};
 use crate::nat::{self, Masquerade};
-use crate::net::{Bridge, IfName, PROMOTE, Route, Rule, SysctlKey, shell_word};
+use crate::net::{Bridge, Family, IfName, PROMOTE, PROTO_MENDED, Route, Rule, SysctlKey, shell_word};
 use crate::netns::{NetnsId, NetnsName, Veth};
 use crate::pod::{PodId, PodQuery};
 use crate::sysctl_d;
@@ -28,6 +28,17 @@ pub struct Plan {
     pub blocked: Vec<Blocked>,
     /// What the next run is to know. Written before any step is made; without it none is.
     pub remember: Vec<Note>,
+    /// What is worth knowing and changes nothing here: reported once, as long as it is so.
+    pub notices: Vec<Notice>,
+}
+
+/// Something that an operator should know, and that is none of what is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// What is so, and what to do about it.
+    pub text: String,
+    /// The same in a few words, where it is a problem of the node.
+    pub problem: Option<String>,
 }
 
 /// A change and the reason for it.
@@ -194,6 +205,15 @@ impl Action {
     }
 }
 
+/// What belongs together: when one change of it fails, the others are not made, and those that were are taken back.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Group {
+    /// A declared bridge with its addresses and the routes over it. Changes of other links stand alone.
+    Link(IfName),
+    /// The repair of a policy table.
+    Table(Family, u32),
+}
+
 impl Change {
     /// What it does.
     pub fn action(&self) -> Action {
@@ -254,18 +274,40 @@ impl Change {
             (Change::SetSysctl { key, value, .. }, Change::SetSysctl { key: again, value: wanted, .. }) => {
                 key == again && value == wanted
             }
+            // A link that was still to come has its index by then.
+            (Change::AddRoute(route), Change::AddRoute(again)) => {
+                let name = |route: &Route| route.dev.as_ref().map(|dev| dev.name.clone());
+                let rest = |route: &Route| Route { dev: None, ..route.clone() };
+                name(route) == name(again) && rest(route) == rest(again)
+            }
             _ => self == other,
         }
     }
 
-    /// Whether nothing builds on it, so that the changes after it are made, and those before it stay, even if it fails.
-    /// A value that is in force now is no worse for a file that says it for the next boot, nor for another value that
-    /// the kernel refuses.
-    pub fn stands_alone(&self) -> bool {
-        matches!(
-            self,
-            Change::DeleteNetns(..) | Change::DeleteVeth(..) | Change::Persist { .. } | Change::SetSysctl { .. }
-        )
+    /// What it belongs to; `None` for a change that stands alone: no other one is worse for its failure.
+    pub fn group(&self) -> Option<Group> {
+        let of_link = |name: &IfName| Some(Group::Link(name.clone()));
+        match self {
+            Change::AddRoute(route) if route.protocol == PROTO_MENDED => {
+                Some(Group::Table(route.family(), route.table))
+            }
+            Change::AddRoute(route) | Change::ReplaceRoute { new: route, .. } | Change::DeleteRoute(route) => {
+                route.dev.as_ref().and_then(|dev| of_link(&dev.name))
+            }
+            Change::AddAddress(dev, _) | Change::DeleteAddress { dev, .. } => of_link(dev),
+            Change::AddBridge(bridge) | Change::SetBridge { new: bridge, .. } | Change::DeleteBridge(bridge) => {
+                of_link(&bridge.name)
+            }
+            Change::AddRule(_)
+            | Change::DeleteRule(_)
+            | Change::SetMasquerade { .. }
+            | Change::DeleteMasquerade
+            | Change::SetSysctl { .. }
+            | Change::Persist { .. }
+            | Change::DeleteNetns(..)
+            | Change::DeleteVeth(..)
+            | Change::RestartPod(_) => None,
+        }
     }
 
     /// The kind of thing that it changes.

@@ -4,16 +4,20 @@ use std::io::{self, IsTerminal};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use tracing::error;
 
 use crate::cli::{Cli, Command, Common, Doctor, Output};
 use crate::desired::{self, ConfigError, Desired, Loaded, SCHEMA};
+use crate::explain::fib::Fib;
+use crate::explain::places::Places;
 use crate::log::colour;
-use crate::net::one_line;
+use crate::net::{Rule, one_line};
 use crate::npd::{self, Verdict};
+use crate::observed::{Gap, Look, Observed};
 use crate::run::{self, Outcome};
 use crate::sys::{self, FibReader, Held, Lock, Node, Root};
+use crate::topology::Topology;
 use crate::{aftermath, doctor, explain, print, report, status};
 
 const EXIT_OK: u8 = 0;
@@ -46,7 +50,7 @@ struct NotPermitted;
 pub fn run(cli: &Cli) -> anyhow::Result<u8> {
     match &cli.command {
         Some(Command::CheckConfig) => check_config(&cli.common),
-        Some(Command::Explain { source, destination }) => explain(&cli.common, *source, *destination),
+        Some(Command::Explain { source, destination }) => explain(cli, *source, *destination),
         Some(Command::Schema) => print::result(Output::Json, SCHEMA).map(|()| EXIT_OK),
         Some(Command::Status) => status(cli),
         Some(Command::Doctor(asked)) => doctor(cli, asked),
@@ -100,16 +104,17 @@ fn dry_run(cli: &Cli) -> anyhow::Result<u8> {
 
 /// A dry run for node-problem-detector, which ends a plugin that takes its time, and takes a 1 for a problem.
 fn npd(cli: &Cli) -> u8 {
-    let look = || -> anyhow::Result<Outcome> {
+    let look = || -> anyhow::Result<(Outcome, Look<Vec<Rule>>)> {
         let desired = load_in_haste(&cli.common)?;
-        Ok(run::run(&desired, &mut open(cli, false)?, true))
+        let mut node = open(cli, false)?;
+        Ok((run::run(&desired, &mut node, true), npd::missing_rules(&mut node)))
     };
     let (verdict, line) = look().map_or_else(
         |error| {
             log(&error);
             npd::unknown(&format!("{error:#}"))
         },
-        |outcome| npd::judge(&outcome),
+        |(outcome, missing)| npd::judge(&outcome, &missing),
     );
     if let Err(error) = print::result(Output::Npd, &line) {
         log(&error);
@@ -200,7 +205,7 @@ fn check_config(common: &Common) -> anyhow::Result<u8> {
     Ok(EXIT_OK)
 }
 
-fn explain(common: &Common, source: IpAddr, destination: IpAddr) -> anyhow::Result<u8> {
+fn explain(cli: &Cli, source: IpAddr, destination: IpAddr) -> anyhow::Result<u8> {
     let mut reader = FibReader::open()?;
     let fib = reader.read(source, destination)?;
     if let Some(odd) = [source, destination].into_iter().find(|address| fib.is_broadcast(*address)) {
@@ -215,17 +220,31 @@ fn explain(common: &Common, source: IpAddr, destination: IpAddr) -> anyhow::Resu
         );
         return Ok(EXIT_USAGE);
     }
-    let mut seen = explain::explain(&fib, source, destination);
+    let places = places(&mut open(cli, true)?, &fib, [source, destination])?;
+    let mut seen = explain::explain(&fib, &places, source, destination);
     let answers: anyhow::Result<Vec<_>> = seen.legs_mut().map(|leg| reader.ask(&leg.packet)).collect();
     seen.take(&fib, answers?);
     print::result(
-        common.output,
-        &match common.output {
+        cli.common.output,
+        &match cli.common.output {
             Output::Json => explain::show::json(&fib, &seen)?,
             Output::Text | Output::Npd => explain::show::text(&fib, &seen),
         },
     )?;
     Ok(if seen.works() { EXIT_OK } else { EXIT_FAILED })
+}
+
+/// What the two addresses are to this node.
+fn places(node: &mut Node, fib: &Fib, addresses: [IpAddr; 2]) -> anyhow::Result<Places> {
+    let mut observed = Observed::default();
+    loop {
+        let links = fib.routes.iter().flat_map(|route| &route.hops).filter_map(|hop| hop.oif);
+        match Places::of(Topology::of(&observed), addresses, links, &fib.gateways) {
+            Ok(places) => return Ok(places),
+            Err(Gap::Failed(why)) => return Err(anyhow!("{why}")),
+            Err(Gap::Unseen(wants)) => node.look(wants, &mut observed),
+        }
+    }
 }
 
 fn load(common: &Common) -> Result<Loaded, ConfigError> {

@@ -42,7 +42,13 @@ pub struct Memory {
     /// What was mended lately.
     #[serde(default)]
     pub mends: Mends,
+    /// What was reported, and is still so.
+    #[serde(default, skip_serializing_if = "Reported::is_empty")]
+    pub reported: Reported,
 }
+
+/// The notices of each section: what is still so is not reported again.
+pub type Reported = BTreeMap<String, Vec<String>>;
 
 /// A kind of object that node-fixer makes when it is declared, and takes away when it no longer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -75,6 +81,8 @@ pub enum Note {
     Namespaces(Idle),
     /// Of what was mended.
     Mends(Mends),
+    /// Of what was reported.
+    Reported(Reported),
 }
 
 impl Memory {
@@ -86,6 +94,7 @@ impl Memory {
             Note::KubeProxy(knowledge) => self.kube_proxy = knowledge,
             Note::Namespaces(idle) => self.namespaces = idle,
             Note::Mends(mends) => self.mends = mends,
+            Note::Reported(reported) => self.reported = reported,
         }
     }
 }
@@ -127,7 +136,8 @@ impl Ledger {
         match note {
             Note::Addresses(addresses) => self.addresses = addresses,
             Note::Sysctls(sysctls) => self.sysctls = sysctls,
-            Note::Made(..) | Note::KubeProxy(_) | Note::Namespaces(_) | Note::Mends(_) => {} // of the memory
+            // Of the memory.
+            Note::Made(..) | Note::KubeProxy(_) | Note::Namespaces(_) | Note::Mends(_) | Note::Reported(_) => {}
         }
     }
 }
@@ -182,7 +192,7 @@ pub struct AddedAddress {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Knowledge {
-    /// The pattern by which the uplinks were told: under another one they are others.
+    /// The configured interfaces, a pattern or `auto`, by which the uplinks were known: under others they differ.
     pub interfaces: Option<String>,
     /// The uplinks that kube-proxy knows; `None` before the first look.
     pub uplinks: Option<Vec<Uplink>>,
@@ -202,6 +212,9 @@ pub struct Knowledge {
     pub failures: u32,
     /// Not before this time is it tried again, on the clock that counts from boot.
     pub retry: Option<Duration>,
+    /// The question that no pod answered to, though pods of its namespace were there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unanswered: Option<String>,
 }
 
 impl Knowledge {

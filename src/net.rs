@@ -16,6 +16,10 @@ pub const PROTO_DECLARED: u8 = 171;
 
 /// `RTPROT_KERNEL`: the kernel's own routes, which come and go with addresses.
 pub const PROTO_KERNEL: u8 = 2;
+/// `RTPROT_STATIC`, which systemd-networkd gives to the rules and routes of its own files.
+pub const PROTO_STATIC: u8 = 4;
+/// `RTPROT_RA`: routes from router advertisements.
+pub const PROTO_RA: u8 = 9;
 
 /// `RT_TABLE_DEFAULT`, where rule 32767 looks.
 pub const TABLE_DEFAULT: u32 = 253;

@@ -1,8 +1,11 @@
 //! What a dry run found, as Kubernetes' node-problem-detector takes it from a plugin: an exit code, and one line of
 //! which it keeps 80 bytes.
 
-use crate::net::one_line;
+use crate::net::{Rule, one_line, table_name};
+use crate::observed::{Gap, Look, Observed};
 use crate::run::{Outcome, Refused, Status};
+use crate::sys::Node;
+use crate::topology::Topology;
 
 /// The longest line, with its end.
 const MOST: usize = 80;
@@ -20,8 +23,28 @@ pub enum Verdict {
     Unknown,
 }
 
+/// The rules that the kernel starts with and that are missing: a run does nothing about them unless it is told to, but
+/// the node hardly works without them.
+pub fn missing_rules(node: &mut Node) -> Look<Vec<Rule>> {
+    let mut seen = Observed::default();
+    loop {
+        match Topology::of(&seen).missing_starting_rules() {
+            Ok(missing) => return Ok(missing),
+            Err(Gap::Failed(why)) => return Err(why),
+            Err(Gap::Unseen(wants)) => node.look(wants, &mut seen),
+        }
+    }
+}
+
 /// The verdict with its line. What is known to be wrong outweighs what is not known.
-pub fn judge(outcome: &Outcome) -> (Verdict, String) {
+pub fn judge(outcome: &Outcome, missing: &Look<Vec<Rule>>) -> (Verdict, String) {
+    if let Some(rule) = missing.as_ref().ok().and_then(|missing| missing.first()) {
+        let (family, table) = (rule.family, table_name(rule.table));
+        return (
+            Verdict::Problem,
+            line(&format!("the kernel's {family} rule {} to table {table} is missing", rule.priority)),
+        );
+    }
     let counts = |refused: &&Refused| !refused.observed && !refused.blocked.unseen;
     let blocked: Vec<&Refused> = outcome.blocked.iter().filter(counts).collect();
     let to_do: Vec<_> = outcome.items.iter().filter(|item| item.status != Status::Observed).collect();
@@ -39,9 +62,15 @@ pub fn judge(outcome: &Outcome) -> (Verdict, String) {
         };
         return (Verdict::Problem, line(&format!("{numbers}: {reconciler}: {what}")));
     }
+    if let Some(problem) = outcome.notices.iter().find_map(|(_, notice)| notice.problem.as_deref()) {
+        return (Verdict::Problem, line(problem));
+    }
     match outcome.blocked.iter().find(|refused| refused.blocked.unseen) {
         Some(Refused { reconciler, blocked, .. }) => unknown(&format!("{reconciler}: {}", blocked.because)),
-        None => (Verdict::Fine, line("the network is as declared")),
+        None => match missing {
+            Err(why) => unknown(why),
+            Ok(_) => (Verdict::Fine, line("the network is as declared")),
+        },
     }
 }
 
@@ -67,7 +96,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::change::{Blocked, Change};
+    use crate::change::{Blocked, Change, Notice};
     use crate::net::SysctlKey;
     use crate::run::Item;
 
@@ -129,9 +158,37 @@ mod tests {
                 "unknown: routes: cannot look at the rules: no\n",
             ),
         ] {
-            let outcome = Outcome { dry_run: true, items, blocked, not_permitted: false };
-            assert_eq!(judge(&outcome), (verdict, said.to_owned()), "{outcome:?}");
+            let outcome = Outcome { dry_run: true, items, blocked, notices: vec![], not_permitted: false };
+            assert_eq!(judge(&outcome, &Ok(Vec::new())), (verdict, said.to_owned()), "{outcome:?}");
         }
+    }
+
+    #[test]
+    fn a_notice_counts_where_it_is_a_problem_and_after_what_is_to_be_done() {
+        let notice = |problem: Option<&str>| {
+            ("rp_filter", Notice { text: "eth1: long".into(), problem: problem.map(str::to_owned) })
+        };
+        let unattended = || notice(Some("eth1 is strict and looked after by nobody"));
+        for (items, notices, verdict, said) in [
+            (vec![], vec![notice(None)], Verdict::Fine, "the network is as declared\n"),
+            (vec![], vec![notice(None), unattended()], Verdict::Problem, "eth1 is strict and looked after by nobody\n"),
+            (vec![item(Status::Planned)], vec![unattended()], Verdict::Problem, "1 to do: rp_filter: eth0 is strict\n"),
+        ] {
+            let outcome = Outcome { dry_run: true, items, blocked: vec![], notices, not_permitted: false };
+            assert_eq!(judge(&outcome, &Ok(Vec::new())), (verdict, said.to_owned()), "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_rule_of_the_kernels_is_a_problem() {
+        let selector = crate::topology::starting_rules::EVERYTHING;
+        let rule = Rule { family: crate::net::Family::V6, priority: 32766, selector, table: 254, protocol: 2 };
+        let outcome =
+            || Outcome { dry_run: true, items: vec![], blocked: vec![], notices: vec![], not_permitted: false };
+        let said = "the kernel's IPv6 rule 32766 to table main is missing\n".to_owned();
+        assert_eq!(judge(&outcome(), &Ok(vec![rule])), (Verdict::Problem, said));
+        let unseen = judge(&outcome(), &Err("cannot look at the rules: no".into()));
+        assert_eq!(unseen, (Verdict::Unknown, "unknown: cannot look at the rules: no\n".to_owned()));
     }
 
     proptest! {

@@ -13,11 +13,11 @@ use std::time::Duration;
 use cidr::IpCidr;
 
 use crate::desired::Pattern;
-use crate::memory::{Ledger, Recall, Uplink};
+use crate::memory::{Ledger, Recall};
 use crate::nat::{FilterTable, SeenNat};
 use crate::net::{Dev, Family, IfName, Route, Rule, Scope, SysctlKey};
 use crate::netns::{Occupied, Sandboxes, SeenNetns, Veth};
-use crate::pod::{Pod, PodQuery};
+use crate::pod::{PodQuery, Pods};
 use crate::sorted;
 use crate::sysctl_d::Settings;
 
@@ -38,6 +38,8 @@ pub enum Want {
     LinkNamed(IfName),
     /// The addresses of all interfaces.
     Addresses,
+    /// Those that are global: on a node with many pods a small part of them, each pod's link having one of its own.
+    GlobalAddresses,
     /// All bridges.
     Bridges,
     /// The links that are built on others, and go with them.
@@ -58,12 +60,12 @@ pub enum Want {
     SysctlFiles,
     /// What node-fixer has made that carries no mark.
     Ledger,
-    /// The uplinks: interfaces whose names match.
-    Uplinks(Pattern),
-    /// The uplinks again, after this time.
-    SettledUplinks(Pattern, Duration),
     /// What the last run remembered.
     Recall,
+    /// Nothing but that this time passes; what is seen after it is seen apart.
+    Settle(Duration),
+    /// This, as it is after [`Want::Settle`].
+    Later(Box<Want>),
     /// The pods that answer to this.
     Pods(PodQuery),
     /// The network namespaces that have a name.
@@ -96,6 +98,16 @@ pub enum Gap {
     Failed(Arc<str>),
 }
 
+impl Gap {
+    /// The same of what is seen after [`Want::Settle`].
+    pub fn later(self) -> Gap {
+        match self {
+            Gap::Unseen(wants) => Gap::Unseen(wants.into_iter().map(|want| Want::Later(Box::new(want))).collect()),
+            failed @ Gap::Failed(_) => failed,
+        }
+    }
+}
+
 /// The answer to one look.
 pub type Look<T> = Result<T, Arc<str>>;
 
@@ -116,6 +128,8 @@ pub struct Observed {
     pub links_named: BTreeMap<IfName, Look<Option<Link>>>,
     /// Answer to [`Want::Addresses`].
     pub addresses: Option<Look<Vec<Address>>>,
+    /// Answer to [`Want::GlobalAddresses`].
+    pub global_addresses: Option<Look<Vec<Address>>>,
     /// Answer to [`Want::LinksOn`], by the index of the other.
     pub links_on: Option<Look<BTreeMap<u32, Vec<IfName>>>>,
     /// Answer to [`Want::Bridges`].
@@ -136,14 +150,12 @@ pub struct Observed {
     pub sysctl_files: Option<Look<Settings>>,
     /// Answer to [`Want::Ledger`].
     pub ledger: Option<Look<Ledger>>,
-    /// Answer to [`Want::Uplinks`], by name.
-    pub uplinks: Option<Look<Vec<Uplink>>>,
-    /// Answer to [`Want::SettledUplinks`], by name.
-    pub settled_uplinks: Option<Look<Vec<Uplink>>>,
+    /// Answer to [`Want::Settle`], and to each [`Want::Later`].
+    pub settled: Option<Look<Box<Observed>>>,
     /// Answer to [`Want::Recall`].
     pub recall: Option<Look<Recall>>,
-    /// Answer to [`Want::Pods`]: those that are ready.
-    pub pods: Option<Look<Vec<Pod>>>,
+    /// Answers to [`Want::Pods`]: those that are ready.
+    pub pods: BTreeMap<PodQuery, Look<Pods>>,
     /// Answer to [`Want::Namespaces`], by name.
     pub namespaces: Option<Look<Vec<SeenNetns>>>,
     /// Answer to [`Want::Occupied`].
@@ -194,6 +206,15 @@ impl Observed {
     /// The addresses of all interfaces.
     pub fn addresses(&self) -> Result<&[Address], Gap> {
         one(&self.addresses, Want::Addresses).map(Vec::as_slice)
+    }
+
+    /// The global addresses of all interfaces.
+    pub fn global_addresses(&self) -> Result<impl Iterator<Item = &Address> + Clone, Gap> {
+        let all = match &self.addresses {
+            Some(Ok(all)) => all,
+            _ => one(&self.global_addresses, Want::GlobalAddresses)?,
+        };
+        Ok(all.iter().filter(|address| address.global))
     }
 
     /// The links that are built on others, and go with them, by the index of the other.
@@ -255,14 +276,9 @@ impl Observed {
         one(&self.ledger, Want::Ledger)
     }
 
-    /// The uplinks, by name.
-    pub fn uplinks(&self, names: &Pattern) -> Result<&[Uplink], Gap> {
-        one(&self.uplinks, Want::Uplinks(names.clone())).map(Vec::as_slice)
-    }
-
-    /// The uplinks as they are after this time.
-    pub fn settled_uplinks(&self, names: &Pattern, settle: Duration) -> Result<&[Uplink], Gap> {
-        one(&self.settled_uplinks, Want::SettledUplinks(names.clone(), settle)).map(Vec::as_slice)
+    /// What is seen after this time. It knows nothing yet: what it lacks is asked for by [`Gap::later`].
+    pub fn settled(&self, settle: Duration) -> Result<&Observed, Gap> {
+        one(&self.settled, Want::Settle(settle)).map(|seen| &**seen)
     }
 
     /// What the last run remembered.
@@ -271,8 +287,8 @@ impl Observed {
     }
 
     /// The pods that are ready, or why crictl could not tell: a failure that has to be remembered.
-    pub fn pods(&self, query: &PodQuery) -> Result<&Look<Vec<Pod>>, Gap> {
-        self.pods.as_ref().ok_or_else(|| Gap::Unseen(vec![Want::Pods(query.clone())]))
+    pub fn pods(&self, query: &PodQuery) -> Result<&Look<Pods>, Gap> {
+        self.pods.get(query).ok_or_else(|| Gap::Unseen(vec![Want::Pods(query.clone())]))
     }
 
     /// The network namespaces that have a name.
@@ -482,6 +498,8 @@ pub struct Link {
     pub dev: Dev,
     /// Set up by its administrator (`IFF_UP`); says nothing about a carrier.
     pub up: bool,
+    /// Has a carrier (`IFF_LOWER_UP`); a bridge has one while a port of it has.
+    pub carrier: bool,
     /// Enslaved to a VRF, whose table is the VRF's.
     pub vrf_slave: bool,
     /// Hardware address; empty where it has none.

@@ -50,6 +50,15 @@ pub struct Pod {
     pub created: Duration,
 }
 
+/// The pods that are ready.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pods {
+    /// Those that answer to the question.
+    pub pods: Vec<Pod>,
+    /// When they had been listed, by the wall clock, since 1970.
+    pub listed: Duration,
+}
+
 /// Which pod to look for, and by which crictl.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PodQuery {
@@ -61,7 +70,7 @@ pub struct PodQuery {
     pub timeout: Duration,
     /// Namespace of the pod.
     pub namespace: String,
-    /// Labels of the pod, all of which it has.
+    /// Labels of the pod, all of which it has; none for all pods of the namespace.
     pub labels: BTreeMap<String, String>,
 }
 

@@ -79,6 +79,8 @@ pub fn script(outcome: &Outcome) -> String {
         lines.push(format!("{comment}{}", item.change));
     }
     lines.extend(blocked(outcome).map(|line| format!("# {line}")));
+    let notices = outcome.notices.iter();
+    lines.extend(notices.map(|(section, notice)| format!("# notice: {section}: {}", one_line(&notice.text))));
     lines.push(format!("# {}", counts(outcome)));
     lines.join("\n") + "\n"
 }

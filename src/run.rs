@@ -1,13 +1,15 @@
 //! One run: look, plan, apply; and if anything was applied, look and plan again until nothing new is to be done.
 //! A dry run stops after the first plan.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tracing::{debug, error, info, warn};
 
-use crate::change::{Blocked, Change, Plan, Step};
+use crate::change::{Blocked, Change, Group, Notice, Plan, Step};
 use crate::desired::{Desired, Mode};
-use crate::memory::Note;
+use crate::memory::{Note, Reported};
+use crate::net::IfName;
 use crate::observed::{Gap, Observed};
 use crate::reconcile::{ALL, Reconciler};
 use crate::sys::{Applied, ApplyError, Node};
@@ -21,6 +23,8 @@ pub struct Outcome {
     pub items: Vec<Item>,
     /// Wishes that cannot safely be met, and looks that failed.
     pub blocked: Vec<Refused>,
+    /// What is worth knowing and is none of what is to be done, each with the name of its section.
+    pub notices: Vec<(&'static str, Notice)>,
     /// Something was not permitted.
     pub not_permitted: bool,
 }
@@ -98,17 +102,22 @@ const TOLD_TO_STOP: &str = "this run was told to stop; the next run continues";
 
 /// Runs once. A dry run changes nothing and takes no lock.
 pub fn run(desired: &Desired, node: &mut Node, dry_run: bool) -> Outcome {
-    let mut outcome = Outcome { dry_run, items: Vec::new(), blocked: Vec::new(), not_permitted: false };
+    let (items, blocked, notices) = (Vec::new(), Vec::new(), Vec::new());
+    let mut outcome = Outcome { dry_run, items, blocked, notices, not_permitted: false };
+    let mut seen = Observed::default();
     for round in 0..=ROUNDS {
-        if !outcome.round(desired, node, round < ROUNDS, false) {
+        if !outcome.round(desired, node, &mut seen, round < ROUNDS, false) {
             break;
         }
+        seen = Observed::default();
     }
-    // What waits keeps nobody else waiting, and looks again by itself.
-    outcome.round(desired, node, true, true);
+    // What waits keeps nobody else waiting. Where nothing was tried, all that was seen is still so; only the time goes on.
+    seen.recall = None;
+    outcome.round(desired, node, &mut seen, true, true);
     if !dry_run {
         outcome.log_held();
         outcome.log_blocked();
+        outcome.log_notices(desired, node);
     }
     debug!(converged = outcome.converged(), changes = outcome.items.len(), blocked = outcome.blocked.len(), "done");
     outcome
@@ -132,10 +141,12 @@ fn plan(reconciler: &Reconciler, desired: &Desired, node: &mut Node, seen: &mut 
 impl Outcome {
     /// Looks once, and section by section, of those that wait or of those that do not, plans and makes the changes
     /// that were not tried yet. Returns whether anything was tried, so that somebody has to look again.
-    fn round(&mut self, desired: &Desired, node: &mut Node, may_mend: bool, waits: bool) -> bool {
+    fn round(&mut self, desired: &Desired, node: &mut Node, seen: &mut Observed, may_mend: bool, waits: bool) -> bool {
         let sections = || ALL.iter().filter(|reconciler| reconciler.waits == waits);
-        self.blocked.retain(|refused| !sections().any(|reconciler| reconciler.name == refused.reconciler));
-        let mut seen = Observed::default();
+        let is_of_others = |name: &str| !sections().any(|reconciler| reconciler.name == name);
+        self.blocked.retain(|refused| is_of_others(refused.reconciler));
+        self.notices.retain(|(reconciler, _)| is_of_others(reconciler));
+        let bridges: BTreeSet<&IfName> = desired.bridges.iter().map(|bridge| &bridge.name).collect();
         let mut tried = false;
         let mut removals = Vec::new();
         for reconciler in sections() {
@@ -144,12 +155,13 @@ impl Outcome {
                 continue;
             }
             let (name, observed) = (reconciler.name, mode == Mode::Observe);
-            let plan = plan(reconciler, desired, node, &mut seen).unwrap_or_else(|why| {
+            let plan = plan(reconciler, desired, node, seen).unwrap_or_else(|why| {
                 let blocked = Blocked::unseen(format!("to know what {name} has to do"), why.to_string());
                 Plan { blocked: vec![blocked], ..Plan::default() }
             });
             let refused = |blocked| Refused { reconciler: name, blocked, observed };
             self.blocked.extend(plan.blocked.into_iter().map(refused));
+            self.notices.extend(plan.notices.into_iter().map(|notice| (name, notice)));
             if node.told_to_stop() {
                 removals.clear();
                 self.cut_short(name);
@@ -160,32 +172,37 @@ impl Outcome {
             let status = if observed { Status::Observed } else { Status::Skipped };
             let held = plan.held.into_iter().map(|step| Item { held: true, status, ..Item::new(name, step) });
             self.items.extend(held);
-            self.steps(node, reconciler, plan.observed, true, false);
-            tried |= self.steps(node, reconciler, plan.steps, observed, may_mend && noted);
-            removals.push((reconciler, plan.removals, observed, may_mend && noted));
+            self.steps(node, &bridges, name, plan.observed, true, false);
+            tried |= self.steps(node, &bridges, name, plan.steps, observed, may_mend && noted);
+            removals.push((name, plan.removals, observed, may_mend && noted));
         }
-        for (reconciler, steps, observed, may_mend) in removals.into_iter().rev() {
-            tried |= self.steps(node, reconciler, steps, observed, may_mend);
+        for (name, steps, observed, may_mend) in removals.into_iter().rev() {
+            tried |= self.steps(node, &bridges, name, steps, observed, may_mend);
         }
         tried
     }
 
-    /// Makes a plan's changes, in their order, up to the first that fails: what follows builds on it. What was made
-    /// and is planned again has failed. Returns whether anything was tried.
+    /// Makes a plan's changes, in their order. One that fails takes along what belongs together with it, in whichever
+    /// section, and nothing else. What was made and is planned again has failed. Returns whether anything was tried.
     fn steps(
         &mut self,
         node: &mut Node,
-        Reconciler { name, whole, .. }: &'static Reconciler,
+        bridges: &BTreeSet<&IfName>,
+        name: &'static str,
         steps: Vec<Step>,
         observed: bool,
         may_mend: bool,
     ) -> bool {
         let mut tried = false;
-        let has_failed =
-            |item: &Item| item.reconciler == *name && item.status == Status::Failed && !item.change.stands_alone();
-        let mut stopped = !may_mend || *whole && self.items.iter().any(has_failed);
+        let group = |change: &Change| {
+            let counts = |group: &Group| !matches!(group, Group::Link(name) if !bridges.contains(name));
+            change.group().filter(counts)
+        };
+        let failed = self.items.iter().filter(|item| item.status == Status::Failed);
+        let mut failed: BTreeSet<Group> = failed.filter_map(|item| group(&item.change)).collect();
+        let mut stopped = !may_mend;
         // What is planned again is mostly planned in the same order: the search goes on where it has found the last one.
-        let of_section = |(at, item): (usize, &Item)| (item.reconciler == *name).then_some(at);
+        let of_section = |(at, item): (usize, &Item)| (item.reconciler == name).then_some(at);
         let earlier: Vec<usize> = self.items.iter().enumerate().filter_map(of_section).collect();
         let mut next = 0;
         for step in steps {
@@ -201,21 +218,23 @@ impl Outcome {
                 Some(_) => {}
             }
             let Some(item) = self.items.get_mut(at) else { continue };
+            let group = group(&item.change);
             match item.status {
                 Status::Skipped if observed => item.status = Status::Observed,
                 Status::Skipped if self.dry_run => item.status = Status::Planned,
-                Status::Skipped if !stopped => {
+                Status::Skipped if !stopped && !group.as_ref().is_some_and(|group| failed.contains(group)) => {
                     tried = true;
-                    self.not_permitted |= item.apply(node);
+                    // What is not permitted once is not permitted for the rest either.
+                    stopped = item.apply(node);
+                    self.not_permitted |= stopped;
                 }
                 Status::Applied => item.is_missed(),
                 _ => {}
             }
-            let failed = item.status == Status::Failed && !item.change.stands_alone();
-            stopped |= failed;
-            if *whole && failed {
+            if let Some(group) = group.filter(|_| item.status == Status::Failed) {
                 let why = format!("{} failed", item.change);
-                self.take_back(node, name, &why);
+                self.take_back(node, &group, &why);
+                failed.insert(group);
             }
         }
         tried
@@ -229,9 +248,10 @@ impl Outcome {
         }
     }
 
-    /// Takes back what this run has done in a section, the last first.
-    fn take_back(&mut self, node: &mut Node, name: &'static str, why: &str) {
-        for item in self.items.iter_mut().rev().filter(|item| item.reconciler == name && item.is_ours()) {
+    /// Takes back what this run has done of what belongs together, the last first.
+    fn take_back(&mut self, node: &mut Node, group: &Group, why: &str) {
+        let of_it = |item: &&mut Item| item.is_ours() && item.change.group().as_ref() == Some(group);
+        for item in self.items.iter_mut().rev().filter(of_it) {
             item.take_back(node, why);
         }
     }
@@ -258,6 +278,42 @@ impl Outcome {
                 () if *observed => debug!(reconciler, want, because, "blocked, and only observed"),
                 () => warn!(target: "blocked", reconciler, want, because, "blocked"),
             }
+        }
+    }
+}
+
+impl Outcome {
+    /// Reports each notice once, as long as it is so. That it cannot be remembered is no failure of the run.
+    fn log_notices(&self, desired: &Desired, node: &mut Node) {
+        // What cannot be read for now is reported once more.
+        let reported = node.reported().cloned().unwrap_or_default();
+        // Nothing is concluded from what was cut short.
+        if node.told_to_stop() || self.notices.is_empty() && reported.is_empty() {
+            return;
+        }
+        let mut now = Reported::new();
+        for reconciler in ALL.iter().filter(|reconciler| (reconciler.mode)(desired) != Mode::Off) {
+            let name = reconciler.name;
+            let before = reported.get(name).map_or(&[][..], Vec::as_slice);
+            let mut texts = Vec::new();
+            for (_, notice) in self.notices.iter().filter(|(section, _)| *section == name) {
+                if !before.contains(&notice.text) {
+                    warn!(target: "notice", reconciler = name, reason = notice.text, "notice");
+                }
+                texts.push(notice.text.clone());
+            }
+            // What could not be seen may still be so.
+            if self.blocked.iter().any(|refused| refused.reconciler == name && refused.blocked.unseen) {
+                texts.extend(before.iter().filter(|text| !texts.contains(text)).cloned().collect::<Vec<_>>());
+            }
+            if !texts.is_empty() {
+                now.insert(name.to_owned(), texts);
+            }
+        }
+        if now != reported
+            && let Err(error) = node.remember(Note::Reported(now))
+        {
+            warn!(%error, "what was reported could not be remembered, and is reported again by the next run");
         }
     }
 }

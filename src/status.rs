@@ -24,7 +24,7 @@ use crate::sys::Node;
 use crate::sys::systemd::{self, Ended, Units};
 
 /// Version of the JSON form. Additions raise the second number, everything else the first.
-const FORMAT_VERSION: &str = "1.2";
+const FORMAT_VERSION: &str = "1.3";
 /// So many of what may be many fit on the screen, and so much of each.
 const FEW: usize = 3;
 const SHORT: usize = 240;
@@ -37,6 +37,7 @@ pub struct Status {
     next_run: Option<Time>,
     sections: Vec<Section>,
     blocked: Vec<Wish>,
+    notices: Vec<Noticed>,
     contention: Vec<Contention>,
     /// Whether it is known what runs since boot have changed and what is contended.
     remembered: bool,
@@ -114,6 +115,13 @@ struct Wish {
     unseen: bool,
 }
 
+/// What is worth knowing and is none of what is to be done.
+#[derive(Debug, Serialize)]
+struct Noticed {
+    reconciler: &'static str,
+    what: String,
+}
+
 #[derive(Debug, Serialize)]
 struct Contention {
     reconciler: String,
@@ -175,6 +183,11 @@ pub fn look(desired: &Desired, node: &mut Node, durable: &Path) -> anyhow::Resul
         next_run: units.next.map(Time),
         sections,
         blocked: outcome.blocked.into_iter().map(wish).collect(),
+        notices: outcome
+            .notices
+            .into_iter()
+            .map(|(reconciler, notice)| Noticed { reconciler, what: notice.text })
+            .collect(),
         contention: contention.collect(),
         remembered,
         now: recall.wall,
@@ -252,6 +265,11 @@ impl Status {
             format!("{} {}: {}", paint(RED, what), one.reconciler, short(&because))
         });
         list(&mut text, blocked);
+        let notices = self
+            .notices
+            .iter()
+            .map(|one| format!("{} {}: {}", paint(YELLOW, "notice"), one.reconciler, short(&one.what)));
+        list(&mut text, notices);
         let contention = self.contention.iter().map(|one| {
             let told = short(&format!("{}: {}", one.repair, one.reason));
             let suspects = one.suspects.iter().map(|suspect| format!("\n  suspect: {}", short(suspect)));

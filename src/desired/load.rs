@@ -107,7 +107,7 @@ fn parse(files: impl IntoIterator<Item = (String, String)>) -> Result<Loaded, Co
     }
     let mut merged = Value::Mapping(Default::default());
     for layer in &layers {
-        merge(&mut merged, &layer.tree);
+        merge(&mut merged, &layer.tree, &[]);
     }
     let mut track = Track::new();
     match Desired::deserialize(serde_path_to_error::Deserializer::new(merged, &mut track)) {
@@ -233,12 +233,17 @@ fn blame(layers: &[Layer], steps: &[Step], end: End, message: String) -> ConfigE
     }
 }
 
-fn merge(into: &mut Value, from: &Value) {
+/// A mapping whose keys are data and not ours: those of a later file are meant to stand alone. (A pod has all labels of
+/// the question for it, or is not found.)
+const WHOLE: [&str; 2] = ["kube_proxy", "labels"];
+
+fn merge(into: &mut Value, from: &Value, path: &[&str]) {
     match (into, from) {
-        (Value::Mapping(into), Value::Mapping(from)) => {
+        (Value::Mapping(into), Value::Mapping(from)) if path != WHOLE => {
             for (key, value) in from {
+                let path = [path, &[key.as_str().unwrap_or_default()]].concat();
                 match into.get_mut(key) {
-                    Some(old) => merge(old, value),
+                    Some(old) => merge(old, value, &path),
                     None => drop(into.insert(key.clone(), value.clone())),
                 }
             }
@@ -371,7 +376,7 @@ fn drop_ins(directory: &Path) -> Result<Vec<(String, String)>, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::desired::{Mode, SCHEMA};
+    use crate::desired::{Interfaces, Mode, SCHEMA};
 
     fn parse_one(text: &str) -> Result<Loaded, ConfigError> {
         parse([("c.yaml".to_owned(), text.to_owned())])
@@ -393,7 +398,6 @@ mod tests {
     #[test]
     fn the_built_in_default_is_what_its_documentation_says() {
         assert_eq!(parse_one(DEFAULT_YAML).unwrap().desired, Desired::default());
-        assert!(Desired::default().rp_filter.interfaces.is_match(b"eth0"));
     }
 
     #[test]
@@ -453,6 +457,46 @@ mod tests {
             ("default_routes.mode", BUILT_IN),
         ] {
             assert_eq!(json["sources"][path], source, "{path}");
+        }
+    }
+
+    #[test]
+    fn labels_of_a_later_file_stand_alone() {
+        let files = [
+            ("main", DEFAULT_YAML),
+            ("10", "kube_proxy:\n  labels: {component: kube-proxy}\n"),
+            ("20", "kube_proxy: {namespace: kube-system}\n"),
+        ];
+        let loaded = parse(files.map(|(file, text)| (file.to_owned(), text.to_owned()))).unwrap();
+        let labels: Vec<_> = loaded.desired.kube_proxy.labels.iter().collect();
+        assert_eq!(labels, [(&"component".to_owned(), &"kube-proxy".to_owned())]);
+        assert_eq!(loaded.desired.kube_proxy.min_interval.as_secs(), 300, "the other keys merge");
+        assert!(parse_one("version: 1\nkube_proxy: {labels: {}}").is_err(), "no label is any pod");
+    }
+
+    #[test]
+    fn interfaces_are_those_of_a_role_or_of_a_pattern() {
+        let of = |text: &str| parse_one(&format!("version: 1\n{text}")).map(|loaded| loaded.desired);
+        let named = |desired: Desired| match desired.rp_filter.interfaces {
+            Interfaces::Auto => None,
+            Interfaces::Named(pattern) => Some(pattern.is_match(b"auto")),
+        };
+        assert_eq!(of("rp_filter: {interfaces: auto}").map(named).unwrap(), None);
+        assert_eq!(of("rp_filter: {interfaces: ^auto$}").map(named).unwrap(), Some(true));
+        assert_eq!(of("kube_proxy: {interfaces: '^ens'}").unwrap().kube_proxy.interfaces.as_str(), "^ens");
+        let more = of("rp_filter: {more: [{interfaces: ^lxc, value: off}]}").unwrap().rp_filter.more;
+        assert_eq!(more[0].replace.len(), 3, "all others are replaced");
+        for (wrong, said) in [
+            ("rp_filter: {more: [{interfaces: auto*, value: off}]}", "taken for a regular expression"),
+            ("rp_filter: {more: [{interfaces: auto, value: off}]}", "name these by a pattern"),
+            ("rp_filter: {more: [{interfaces: ^lxc}]}", "value"),
+            ("rp_filter: {more: [{value: off}]}", "interfaces"),
+            ("rp_filter: {more: [{interfaces: ^lxc, value: off, replace: []}]}", "names no value"),
+            ("kube_proxy: {interfaces: eth*}", "taken for a regular expression"),
+            ("kube_proxy: {interfaces: 5}", "auto or a regular expression"),
+        ] {
+            let error = of(wrong).unwrap_err().to_string();
+            assert!(error.contains(said), "{wrong}: {error}");
         }
     }
 

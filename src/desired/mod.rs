@@ -3,6 +3,7 @@
 //! The types are the one source of the keys, their defaults and their JSON Schema. [`load`] reads files into
 //! them; everything else here is pure.
 
+mod interfaces;
 mod load;
 mod tree;
 mod value;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use cidr::{IpCidr, IpInet};
 use serde::{Deserialize, Serialize};
 
+pub use interfaces::{Interfaces, RpFilterEntry};
 pub use load::{ConfigError, Loaded, load};
 use tree::Step;
 pub use value::{
@@ -250,8 +252,12 @@ pub struct RpFilter {
     pub value: RpValue,
     /// Live values that are changed; others are left as they are.
     pub replace: Vec<RpValue>,
-    /// Interfaces by name, and `default`, which new interfaces copy. `all` is never written.
-    pub interfaces: Pattern,
+    /// `auto`: the uplinks, the VPC CNI's links of pods, and `default`, which new interfaces copy. Or interfaces by name,
+    /// and `default`. `all` is never written.
+    pub interfaces: Interfaces,
+    /// Further interfaces with a value of their own. The first entry that matches an interface counts, these before the
+    /// keys above.
+    pub more: Vec<RpFilterEntry>,
     /// Interfaces, as patterns of sysctl.d(5), for which the value is also written to /etc/sysctl.d: for the next boot,
     /// and for interfaces to come.
     pub persist: Vec<LinkGlob>,
@@ -263,7 +269,8 @@ impl Default for RpFilter {
             mode: Mode::Enforce,
             value: RpValue::Loose,
             replace: vec![RpValue::Off, RpValue::Strict],
-            interfaces: Pattern::known_good(value::UPLINKS_AND_PODS),
+            interfaces: Interfaces::Auto,
+            more: Vec::new(),
             persist: Vec::new(),
         }
     }
@@ -306,8 +313,8 @@ impl fmt::Display for RpValue {
 pub struct KubeProxy {
     /// What may be done.
     pub mode: Mode,
-    /// The uplinks by name. Never the links of pods: they come and go.
-    pub interfaces: Pattern,
+    /// `auto`: the uplinks. Or interfaces by name; never the links of pods: they come and go.
+    pub interfaces: Interfaces,
     /// The change must have stood still this long.
     #[serde(with = "value::wait")]
     #[cfg_attr(test, schemars(with = "String"))]
@@ -337,7 +344,7 @@ impl Default for KubeProxy {
     fn default() -> Self {
         KubeProxy {
             mode: Mode::Enforce,
-            interfaces: Pattern::known_good(value::UPLINKS),
+            interfaces: Interfaces::Auto,
             settle: Duration::from_secs(5),
             min_interval: Duration::from_secs(300),
             crictl: "crictl".into(),

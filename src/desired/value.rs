@@ -1,6 +1,5 @@
 //! Single values of the configuration: how each is written, and what is wrong with one that is not.
 
-use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -19,52 +18,31 @@ use super::Version;
 use crate::net::{FORWARD, FORWARD_OF_ALL, Family, IfName, KERNEL_PRIORITIES, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
 use crate::sysctl_d;
 
-/// The built-in pattern of uplinks.
-pub(super) const UPLINKS: &str = "^(eth|ens)[0-9]+$";
-/// The built-in pattern of uplinks, the AWS VPC CNI's links of pods, and what new interfaces copy.
-pub(super) const UPLINKS_AND_PODS: &str = "^(default|(eth|ens)[0-9]+|eni[0-9a-f]{11}|vlan[0-9a-f]{11})$";
-
-fn is_uplink(name: &[u8]) -> bool {
-    let number = name.strip_prefix(b"eth").or(name.strip_prefix(b"ens"));
-    number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit))
-}
-
-fn is_pod_link(name: &[u8]) -> bool {
-    let id = name.strip_prefix(b"eni").or(name.strip_prefix(b"vlan"));
-    id.is_some_and(|id| id.len() == 11 && id.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
-}
-
 /// A regular expression over names of interfaces, anchored as written. ASCII only: names are bytes.
 ///
 /// It is compiled when it is first matched: a configuration may have thousands, each of which takes far more memory
 /// compiled than written.
 #[derive(Clone)]
 pub struct Pattern {
-    text: Cow<'static, str>,
+    text: String,
     has_group: bool,
     compiled: Rc<OnceCell<Regex>>,
 }
 
 impl Pattern {
-    /// A pattern of our own; a test compiles it, so that a run compiles it only when it is needed.
-    pub(crate) fn known_good(text: &'static str) -> Pattern {
-        Pattern { text: Cow::Borrowed(text), has_group: true, compiled: Rc::default() }
-    }
-
     /// As it is written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    fn new(text: &str) -> Result<Pattern, String> {
+    pub(super) fn new(text: &str) -> Result<Pattern, String> {
         if is_shell_pattern(text) {
             return Err(format!(
                 "`{text}` is taken for a regular expression, in which * repeats what stands before it; write ^{}$",
                 text.replace('*', ".*")
             ));
         }
-        let has_group = matches!(text, UPLINKS | UPLINKS_AND_PODS) || compile(text)?.captures_len() > 1;
-        Ok(Pattern { text: Cow::Owned(text.to_owned()), has_group, compiled: Rc::default() })
+        Ok(Pattern { text: text.to_owned(), has_group: compile(text)?.captures_len() > 1, compiled: Rc::default() })
     }
 
     /// Whether it has a group in parentheses.
@@ -79,18 +57,12 @@ impl Pattern {
 
     /// Whether it matches the name.
     pub fn is_match(&self, name: &[u8]) -> bool {
-        // To compile the built-in ones costs a tenth of a run that finds nothing to do.
-        match &*self.text {
-            UPLINKS => return is_uplink(name),
-            UPLINKS_AND_PODS => return name == b"default" || is_uplink(name) || is_pod_link(name),
-            _ => {}
-        }
         self.regex().is_some_and(|regex| regex.is_match(name))
     }
 
     fn regex(&self) -> Option<&Regex> {
         if self.compiled.get().is_none() {
-            // Cannot fail: what was not known good was compiled when it was read.
+            // Cannot fail: it was compiled when it was read.
             let regex = compile(&self.text).ok()?;
             return Some(self.compiled.get_or_init(|| regex));
         }
@@ -315,7 +287,9 @@ impl Serialize for Fwmark {
 
 /// An optional prefix such as `10.0.0.0/8`; a single address is the prefix of one host.
 pub(super) mod prefix {
-    use super::{Cow, Deserializer, IpCidr, IpInet, Serializer, text};
+    use std::borrow::Cow;
+
+    use super::{Deserializer, IpCidr, IpInet, Serializer, text};
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IpCidr>, D::Error> {
         text(deserializer, "a prefix such as 10.0.0.0/8", parse).map(Some)
@@ -765,7 +739,7 @@ pub(super) fn directory<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Op
 }
 
 /// Reads text and makes a value of it.
-fn text<'de, D: Deserializer<'de>, T>(
+pub(super) fn text<'de, D: Deserializer<'de>, T>(
     deserializer: D,
     what: &'static str,
     parse: fn(&str) -> Result<T, String>,
@@ -814,25 +788,6 @@ fn number<'de, D: Deserializer<'de>>(
     deserializer.deserialize_any(Number(what, by_name))
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn the_built_in_patterns_match_what_their_text_says(
-            name in "(eth|ens|eni|vlan|default|all|lo|en)?[0-9a-g]{0,12}(default|\n|\\.)?",
-        ) {
-            for text in [UPLINKS, UPLINKS_AND_PODS] {
-                let says = compile(text).unwrap().is_match(name.as_bytes());
-                prop_assert_eq!(Pattern::known_good(text).is_match(name.as_bytes()), says, "{} {:?}", text, name);
-            }
-        }
-    }
-}
-
 /// JSON Schema of the values that are written otherwise than they are stored.
 #[cfg(test)]
 mod schema {
@@ -840,6 +795,7 @@ mod schema {
         AddressRange, Fwmark, Inet, LinkGlob, Mtu, Pattern, Priority, SysctlPattern, SysctlValue, TableId, TableRange,
         Version,
     };
+    use crate::desired::Interfaces;
     use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
     macro_rules! schema {
@@ -854,6 +810,7 @@ mod schema {
     schema! {
         Version: { "const": 1 }
         Pattern: { "type": "string", "format": "regex" }
+        Interfaces: { "anyOf": [{ "const": "auto" }, { "type": "string", "format": "regex" }] }
         Priority: { "type": "integer", "minimum": 1, "maximum": 4294967295_u32, "not": { "enum": [32766, 32767] } }
         TableId: { "anyOf": [{ "type": "integer", "minimum": 1, "maximum": 4294967295_u32 }, { "enum": ["main", "default", "local"] }] }
         Inet: { "type": "string" }

@@ -23,6 +23,12 @@ pub fn beside(existing: &[&ConfFile], path: &Path, make: &dyn Fn(PathBuf) -> Con
     file
 }
 
+/// A file of a cure, beside those that are there.
+pub fn proposed<'a>(existing: impl IntoIterator<Item = &'a ConfFile>, path: &Path, text: &str) -> ConfFile {
+    let make = |path| ConfFile { path, text: text.into() };
+    beside(&existing.into_iter().collect::<Vec<_>>(), path, &make)
+}
+
 /// This path; or, where the file of the other name would come after it, one that comes after that.
 pub fn after(path: &str, other: Option<&[u8]>) -> PathBuf {
     let path = Path::new(path);

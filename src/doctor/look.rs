@@ -1,18 +1,20 @@
 //! The edge of doctor: reads the files and looks at the kernel. It changes nothing.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::facts::{Facts, Files, Martians};
-use super::ini::Place;
+use super::ini::{Place, entries};
 use super::{ALL, Examination, Finding};
 use crate::desired::Desired;
+use crate::net::one_line;
 use crate::observed::{Gap, Look, Observed};
 use crate::sorted;
 use crate::sys::{ConfFiles, Node, Root};
-use crate::sysctl_d::{ConfFile, DIRECTORIES};
+use crate::sysctl_d::{ConfFile, DIRECTORIES, Settings};
 
 /// How long packets are watched being dropped.
 const WATCH: Duration = Duration::from_millis(300);
@@ -109,6 +111,7 @@ fn read(root: &Root, unseen: &mut Vec<String>) -> Files {
     ];
     let of_cures =
         told(root.conf_files_of(&of_cures.map(PathBuf::from), |name| name.windows(10).any(|it| it == b"node-fixer")));
+    let drop_ins = told(root.conf_files_of(&["/etc/node-fixer/config.d".into()], |name| name.ends_with(b".yaml")));
     let mut all_of = |directory: &str| told(root.conf_files_of(&[directory.into()], |_| true));
     networks.extend(all_of("/etc/sysconfig/network-scripts"));
     let networkd_links = by_index(all_of("/run/systemd/netif/links"));
@@ -123,6 +126,7 @@ fn read(root: &Root, unseen: &mut Vec<String>) -> Files {
     unseen.extend(unread);
     Files {
         sysctl,
+        ufw: ufw(root, unseen),
         udev_rule,
         networkd: root.has(Path::new("/run/systemd/netif/state")),
         networkd_conf,
@@ -134,7 +138,31 @@ fn read(root: &Root, unseen: &mut Vec<String>) -> Files {
         machine_id: root.read(Path::new("/etc/machine-id")).ok().and_then(|text| machine_id(&text)),
         of_cures,
         cloud_init: root.has(Path::new("/etc/cloud")) || root.has(Path::new("/run/cloud-init")),
+        drop_ins,
     }
+}
+
+/// The sysctls of ufw: /etc/default/ufw names their file, and /etc/ufw/ufw.conf says whether ufw is on.
+fn ufw(root: &Root, unseen: &mut Vec<String>) -> Option<Settings> {
+    const FILE: &str = "/etc/ufw/sysctl.conf";
+    let mut read = |path: &str| match root.read(Path::new(path)) {
+        Ok(text) => Some(ConfFile { path: path.into(), text }),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => None,
+        Err(error) => {
+            unseen.push(format!("cannot read {}: {error}", one_line(path)));
+            None
+        }
+    };
+    let said = |file: &ConfFile, key: &str| {
+        let value = entries(file).into_iter().rfind(|entry| entry.key == key)?.value;
+        Some(value.trim_matches(['"', '\'']).to_owned())
+    };
+    let enabled = said(&read("/etc/ufw/ufw.conf")?, "ENABLED")?;
+    if !enabled.eq_ignore_ascii_case("yes") {
+        return None;
+    }
+    let path = read("/etc/default/ufw").map_or_else(|| Some(FILE.to_owned()), |file| said(&file, "IPT_SYSCTL"))?;
+    Some(Settings::new(vec![read(&path).filter(|_| path.starts_with('/'))?]))
 }
 
 fn by_index(files: Vec<ConfFile>) -> BTreeMap<u32, ConfFile> {

@@ -4,19 +4,23 @@ use std::net::IpAddr;
 
 use super::Finding;
 use super::facts::{Facts, shortened};
+use super::pods::host_routes;
 use crate::observed::Gap;
 use crate::sorted;
 
 pub fn without_address(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let filters = facts.observed.rp_filters()?;
-    let pods = facts.pods()?;
-    let links = facts.pod_links()?;
+    let topology = facts.topology();
+    if !topology.is_vpc_cni()? {
+        return Ok(Vec::new());
+    }
+    let (pods, links) = (topology.vpc_pod_rules()?, topology.vpc_pod_links()?);
     // Where all pods are of IPv6 nothing here concerns them: it has no rp_filter.
     let mut known = pods.to.keys().chain(pods.from.keys()).peekable();
     if known.peek().is_some() && known.all(IpAddr::is_ipv6) {
         return Ok(Vec::new());
     }
-    let to_hosts = facts.host_routes()?;
+    let to_hosts = host_routes(facts)?;
     let routed = sorted::set(to_hosts.iter().flat_map(|route| route.hops()).filter_map(|hop| hop.oif));
     let addresses = facts.observed.addresses()?;
     let addressed = |index: u32| addresses.iter().any(|it| it.index == index && it.local.is_ipv4());
@@ -33,7 +37,8 @@ pub fn without_address(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     if dead.is_empty() {
         return Ok(Vec::new());
     }
-    let lost: Vec<_> = pods.to.keys().filter(|pod| pod.is_ipv4() && !pods.routes.contains_key(pod)).collect();
+    let routed_to = sorted::set(to_hosts.iter().map(|route| route.to.first_address()));
+    let lost: Vec<_> = pods.to.keys().filter(|pod| pod.is_ipv4() && !routed_to.contains(pod)).collect();
     let named = dead.iter().map(|((_, value), link)| format!("{} (rp_filter {value})", link.dev.name));
     let mut evidence = format!(
         "no route leads to {}, which has no IPv4 address of its own: on such an interface the kernel drops at 2 (loose) \
@@ -69,7 +74,7 @@ pub fn growing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         martians.after,
         shortened(filtering)
     );
-    let cure = "sysctl -w net.ipv4.conf.all.log_martians=1 && sleep 5 && dmesg | grep -i martian | tail; \
-        sysctl -w net.ipv4.conf.all.log_martians=0  # shows from whom, and on which interface";
+    let cure = "# log_martians of net.ipv4.conf.all has the kernel log from whom they come, and on which interface (dmesg); \
+        node-fixer explain then says why";
     Ok(vec![Finding::new(evidence, None, cure.into())])
 }

@@ -4,17 +4,25 @@
 //! check asks for what has not been looked at yet by failing with a [`Gap`], as reconcilers do. [`look`] reads and
 //! looks, [`report`] shows, [`review`] writes what is proposed.
 
+mod bridges;
 mod cure;
+mod declared;
 pub mod facts;
 mod forward;
 mod ini;
+mod ipv6;
 mod look;
 mod managers;
 mod martians;
+mod pods;
 mod policy;
 pub mod report;
 pub mod review;
 mod sysctls;
+mod tables;
+mod udev;
+mod uplinks;
+mod wished;
 
 use crate::observed::Gap;
 use crate::sysctl_d::ConfFile;
@@ -47,7 +55,19 @@ pub const ALL: &[Check] = &[
         cause: "rules_flushed",
         title: "the rules of pods are gone, their routes are there",
         breaks: &["rules", "default_routes"],
-        check: policy::rules_flushed,
+        check: pods::rules_flushed,
+    },
+    Check {
+        cause: "main_without_default",
+        title: "the main table has no default route, while policy tables have one",
+        breaks: &["routes"],
+        check: tables::main_without_default,
+    },
+    Check {
+        cause: "accept_ra_ignored",
+        title: "router advertisements are ignored, and the IPv6 default route is gone",
+        breaks: &["routes", "sysctls"],
+        check: ipv6::advertisements_ignored,
     },
     Check {
         cause: "ip_forward_off",
@@ -62,28 +82,46 @@ pub const ALL: &[Check] = &[
         check: forward::dropped,
     },
     Check {
+        cause: "bridge_without_carrier",
+        title: "the default route leaves by a declared bridge that leads nowhere",
+        breaks: &["bridges"],
+        check: bridges::without_carrier,
+    },
+    Check {
         cause: "table_host_route_only",
         title: "a policy table lost its default route, or never got it",
         breaks: &[],
-        check: policy::table_host_route_only,
+        check: tables::table_host_route_only,
     },
     Check {
         cause: "table_flushed",
         title: "a policy table lost all its routes",
         breaks: &[],
-        check: policy::table_flushed,
+        check: tables::table_flushed,
     },
     Check {
         cause: "table_without_default",
         title: "a policy table has routes, but no default",
         breaks: &[],
-        check: policy::table_without_default,
+        check: tables::table_without_default,
+    },
+    Check {
+        cause: "table_by_other_uplink",
+        title: "a policy table leads by another uplink than that of its pods",
+        breaks: &[],
+        check: tables::table_by_other_uplink,
+    },
+    Check {
+        cause: "branch_rule_stale",
+        title: "a rule leads a pod of a branch interface to the table of another branch",
+        breaks: &["rules"],
+        check: policy::branch_rule_stale,
     },
     Check {
         cause: "pod_address_local",
         title: "a pod's address is configured on this node itself",
         breaks: &["routes", "addresses"],
-        check: policy::pod_address_local,
+        check: pods::pod_address_local,
     },
     Check {
         cause: "martians_without_address",
@@ -92,16 +130,34 @@ pub const ALL: &[Check] = &[
         check: martians::without_address,
     },
     Check {
+        cause: "pod_with_two_rules",
+        title: "a pod has two rules 1536, to different tables",
+        breaks: &["rules"],
+        check: policy::pod_with_two_rules,
+    },
+    Check {
+        cause: "table_without_rule",
+        title: "a policy table has a default route, and no rule leads to it",
+        breaks: &["rules"],
+        check: tables::table_without_rule,
+    },
+    Check {
         cause: "pod_without_rule",
         title: "a pod has its route, but not its rule 512 or 1536",
         breaks: &["rules"],
-        check: policy::pod_without_rule,
+        check: pods::pod_without_rule,
     },
     Check {
         cause: "mark_rule_missing",
         title: "the CNI's rule 1024 for marked packets is missing",
         breaks: &["rules"],
         check: policy::mark_rule_missing,
+    },
+    Check {
+        cause: "leftover_addresses",
+        title: "an uplink of the CNI has addresses of pods to come",
+        breaks: &["addresses"],
+        check: pods::leftover_addresses,
     },
     Check {
         cause: "rp_filter_all",
@@ -116,32 +172,44 @@ pub const ALL: &[Check] = &[
         check: sysctls::rp_filter_sysctl,
     },
     Check {
+        cause: "uplink_unattended",
+        title: "an uplink that the configuration leaves out",
+        breaks: &[],
+        check: uplinks::unattended,
+    },
+    Check {
+        cause: "sysctl_overruled",
+        title: "a file sets a declared sysctl to another value",
+        breaks: &["sysctls"],
+        check: declared::sysctl_overruled,
+    },
+    Check {
         cause: "networkd_foreign_rules",
         title: "systemd-networkd removes rules that are not its own",
         breaks: &["rules", "default_routes"],
-        check: managers::networkd_foreign_rules,
+        check: managers::networkd::networkd_foreign_rules,
     },
     Check {
         cause: "networkd_foreign_routes",
         title: "systemd-networkd removes routes that are not its own",
         breaks: &["default_routes", "routes"],
-        check: managers::networkd_foreign_routes,
+        check: managers::networkd::networkd_foreign_routes,
     },
     Check {
         cause: "networkd_manages_uplink",
         title: "systemd-networkd manages a secondary uplink of the CNI",
         breaks: &["default_routes", "routes", "addresses", "kube_proxy"],
-        check: managers::networkd_manages_uplink,
+        check: managers::networkd::networkd_manages_uplink,
     },
     Check {
         cause: "networkmanager_manages_uplink",
         title: "NetworkManager manages a secondary uplink of the CNI",
         breaks: &["default_routes", "routes", "addresses", "kube_proxy"],
-        check: managers::networkmanager_manages_uplink,
+        check: managers::networkd::networkmanager_manages_uplink,
     },
     Check {
         cause: "nm_cloud_setup",
-        title: "nm-cloud-setup has policy rules beside the CNI's",
+        title: "nm-cloud-setup has policy rules beside a network plugin",
         breaks: &["rules", "default_routes"],
         check: managers::nm_cloud_setup,
     },
@@ -161,7 +229,7 @@ pub const ALL: &[Check] = &[
         cause: "mac_address_policy",
         title: "udev gives the interfaces of pods another hardware address",
         breaks: &["kube_proxy"],
-        check: managers::mac_address_policy,
+        check: udev::mac_address_policy,
     },
     Check {
         cause: "martians_growing",
@@ -173,11 +241,11 @@ pub const ALL: &[Check] = &[
         cause: "rule_without_pod",
         title: "a rule leads to a pod that has no route",
         breaks: &["rules"],
-        check: policy::rule_without_pod,
+        check: pods::rule_without_pod,
     },
     Check {
         cause: "leaked_rules",
-        title: "rules of sources that are gone lead to a table without routes",
+        title: "rules of sources or interfaces that are gone",
         breaks: &["rules"],
         check: policy::leaked_rules,
     },

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::fib::{Ending, Fib, Kind, Packet, Step, What};
-use super::{Check, Explanation, Leg, Origin, is_refusal};
+use super::leg::{Answer, is_refusal};
+use super::{Check, Explanation, Leg, Origin};
 use crate::net::one_line;
 
 /// Version of the JSON form. Additions raise the second number, everything else the first.
@@ -58,6 +59,7 @@ fn well(fib: &Fib, seen: &Explanation) -> String {
 fn origin(fib: &Fib, seen: &Explanation) -> String {
     match seen.origin {
         Origin::Pod(iif) => format!("of the pod behind {} ({})", fib.name(iif), seen.because),
+        Origin::Behind(iif) => format!("from behind {} ({})", fib.name(iif), seen.because),
         _ => seen.because.clone(),
     }
 }
@@ -124,7 +126,7 @@ fn leg(fib: &Fib, leg: &Leg, lines: &mut Vec<String>) {
     lines.push(format!("  kernel:    {kernel}"));
 }
 
-fn answered(fib: &Fib, answer: &super::Answer) -> String {
+fn answered(fib: &Fib, answer: &Answer) -> String {
     match answer {
         Ok(route) => format!("takes {}", fib.show(route)),
         Err(refusal) => format!("refuses ({refusal})"),
@@ -216,7 +218,7 @@ pub fn json(fib: &Fib, seen: &Explanation) -> serde_json::Result<String> {
         problems: &seen.problems,
         notes: &seen.notes,
         origin: match seen.origin {
-            Origin::Pod(_) => "pod",
+            Origin::Pod(_) | Origin::Behind(_) => "pod",
             Origin::Local => "local",
             Origin::Other(_) | Origin::Nowhere => "other",
         },

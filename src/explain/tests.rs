@@ -2,9 +2,14 @@
 
 use cidr::IpCidr;
 
+use std::collections::BTreeSet;
+
 use super::fib::*;
+use super::places::Place;
 use super::*;
-use crate::net::IfName;
+use crate::net::{IfName, TABLE_MAIN};
+use crate::topology::homes::{self, Evidence};
+use crate::topology::pods::Site;
 
 const ETH0: u32 = 2;
 const ETH1: u32 = 3;
@@ -82,8 +87,16 @@ fn link_mut(fib: &mut Fib, index: u32) -> &mut FibLink {
     fib.links.iter_mut().find(|link| link.index == index).unwrap()
 }
 
+/// What the topology says of that node.
+fn places() -> Places {
+    let home = homes::Home { links: BTreeSet::from([ETH1]), evidence: Evidence::Table(2), proven: true };
+    let site = Some(Site { link: POD, table: TABLE_MAIN, by_host_route: true });
+    let source = Place { site, neighbours: BTreeSet::from([ETH1]), home: Some(home), ..Place::default() };
+    Places { source, exits: BTreeSet::from([ETH0, ETH1]), ..Places::default() }
+}
+
 fn pod_to_server(fib: &Fib) -> Explanation {
-    explain(fib, ip("10.0.1.100"), ip("192.0.2.1"))
+    explain(fib, &places(), ip("10.0.1.100"), ip("192.0.2.1"))
 }
 
 #[test]
@@ -215,7 +228,7 @@ fn what_cannot_be_judged_is_not_guessed() {
     fib.rules.insert(2, FibRule { unknown: vec![99], ..rule(9, None, Action::Lookup(2)) });
     let reply = fib.leg(Packet { from: ip("192.0.2.1"), to: ip("10.0.1.100"), iif: Some(ETH1) });
     assert_eq!(reply.check.as_ref().unwrap().passes, None);
-    let trouble = fib.trouble(&reply);
+    let trouble = fib.trouble(&reply, "");
     assert!(
         trouble[0].starts_with("not judged: whether rp_filter of eth1 lets the packet from 192.0.2.1"),
         "{trouble:?}"
@@ -252,48 +265,6 @@ fn a_disagreement_with_the_kernel_is_said() {
         assert!(!works && text.contains(&format!("kernel:    DISAGREES: {said}")), "{text}");
         assert!(text.starts_with("breaks: the kernel gives another answer for the packet from 10.0.1.100"), "{text}");
     }
-}
-
-/// Gives the pod's interface a table, behind the first uplink.
-fn other_table(fib: &mut Fib) {
-    fib.rules.insert(1, FibRule { iif: IfName::new(b"pod0"), ..rule(10, None, Action::Lookup(9)) });
-    fib.devices.push((9, ETH0));
-}
-
-#[test]
-fn a_source_has_a_home_only_where_that_is_certain() {
-    let home = |change: fn(&mut Fib)| {
-        let mut fib = node();
-        change(&mut fib);
-        let outs = distinct(pod_to_server(&fib).request.outs());
-        let home = fib.home(ip("10.0.1.100"), ip("192.0.2.1"), &outs);
-        home.map(|home| home.links.into_iter().collect::<Vec<_>>())
-    };
-    let empty = |fib: &mut Fib| fib.devices.retain(|(table, _)| *table != 2);
-    assert_eq!(home(|_| {}), Some(vec![ETH1]), "its table's");
-    assert_eq!(home(empty), None, "an empty table, and nothing else");
-    let of_uplink = |fib: &mut Fib| {
-        fib.devices.retain(|(table, _)| *table != 2);
-        fib.rules.push(rule(32765, Some("10.0.1.10/32"), Action::Lookup(2)));
-    };
-    assert_eq!(home(of_uplink), Some(vec![ETH1]), "the uplink's own rule names the table");
-    assert_eq!(home(|fib| drop(fib.rules.remove(1))), None, "its subnet's, which no source has a table for");
-    let lost = |fib: &mut Fib| fib.rules[1].from = Some(prefix("10.0.1.10/32"));
-    assert_eq!(home(lost), Some(vec![ETH1]), "its subnet's, which other sources have a table for");
-    let bridge = |fib: &mut Fib| {
-        fib.rules.remove(1);
-        fib.gateways.retain(|link| *link != ETH1);
-    };
-    assert_eq!(home(bridge), None, "the subnet of something that is no uplink");
-    assert_eq!(home(other_table), Some(vec![ETH1]), "a table for some of what a pod sends, without the pod's route");
-    let branch = |fib: &mut Fib| {
-        other_table(fib);
-        fib.devices.push((9, POD));
-        fib.routes[2].table = 9;
-    };
-    assert_eq!(home(branch), Some(vec![ETH0]), "a table for the pod's interface, with the pod's route");
-    let old_form = |fib: &mut Fib| fib.rules[1].to = Some(prefix("10.0.0.0/8"));
-    assert_eq!(home(old_form), None, "what leaves the VPC is translated");
 }
 
 #[test]

@@ -46,6 +46,7 @@ pub const KINDS: &[Kind] = &[
     Kind { target: "blocked", id: "5c2cf741576245688901cf61f76d34a3", result: "blocked" },
     Kind { target: "held", id: "ef9f7ce1c5b048e89852a6b58cddc2bd", result: "skipped" },
     Kind { target: "unseen", id: "3217161c00a948ffb2ba0537921f2e08", result: "unknown" },
+    Kind { target: "notice", id: "af739a763c154a8ba3b5c70fc4435c8a", result: "noticed" },
     Kind { target: "contention", id: "0b8f50a687994c6c88b5db749cb58854", result: "repeated" },
     Kind { target: "configuration", id: "3a54b76b0c164e1bb8cdfe7ad9b16384", result: "refused" },
     Kind { target: "not_permitted", id: "d64c1a8cc1234f60a7081571cff6f447", result: "refused" },

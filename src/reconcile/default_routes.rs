@@ -106,24 +106,27 @@ impl<'a> Policy<'a> {
 
     fn plan(&self, plan: &mut Plan) -> Result<(), Gap> {
         let broken = self.broken()?;
-        let (mut served, mut unserved) = (BTreeSet::new(), Vec::new());
+        let (mut repaired, mut blocked) = (BTreeSet::new(), Vec::new());
         for table in broken.into_values() {
             match gateway::find(self.topology, self.family, &table)? {
                 Verdict::Known(gateway) => {
                     let reason = format!("{}; {}", table.complaint(), gateway.evidence);
                     let step = |route| Step { change: Change::AddRoute(route), reason: reason.clone() };
                     plan.steps.extend(self.routes(table.table, gateway).map(step));
-                    let sent_here =
-                        self.rules.iter().filter_map(|rule| sends(rule).filter(|_| rule.selector.to.is_none()));
-                    served.extend(sent_here.filter(|(_, sent)| *sent == table.table).map(|(source, _)| source));
+                    repaired.insert(table.table);
                 }
-                Verdict::Blocked(because) => unserved.push((table, because)),
+                Verdict::Blocked(because) => blocked.push((table, because)),
                 Verdict::OfVrf => {}
             }
         }
-        // A source that gets a way out by another of its tables is broken no longer.
-        for (mut table, because) in unserved {
-            table.sources.retain(|source| !served.contains(source));
+        // What gets a default route by another of its tables is broken no longer.
+        let helped = Served::of(self.rules.iter().copied().filter(|rule| repaired.contains(&rule.table)));
+        for (mut table, because) in blocked {
+            let to_it = self.rules.iter().filter(|rule| rule.table == table.table && is_for_pods_or_uplinks(rule));
+            let left = to_it.filter(|rule| !helped.has(rule)).filter_map(|rule| sends(rule)).map(|(source, _)| source);
+            let left: BTreeSet<IpAddr> = left.collect();
+            table.sources.retain(|source| left.contains(source));
+            table.links.retain(|link| !helped.links.contains(link));
             if !table.sources.is_empty() || !table.links.is_empty() {
                 let want = format!("add an {} default route: {}", self.family, table.complaint());
                 plan.blocked.push(Blocked::new(want, because));
@@ -159,7 +162,7 @@ impl<'a> Policy<'a> {
         for rule in self.rules.iter().filter(|rule| lacking.contains(&rule.table) && is_for_pods_or_uplinks(rule)) {
             let of_table = || Broken { table: rule.table, ..Broken::default() };
             if let Some((source, table)) = sends(rule)
-                && !served.has(source, rule.selector.to.as_ref())
+                && !served.has(rule)
             {
                 broken.entry(table).or_insert_with(of_table).sources.insert(source);
             }
@@ -185,14 +188,7 @@ impl<'a> Policy<'a> {
         let others: Vec<&'a Rule> = self.rules.iter().filter(concerns).copied().collect();
         let tables = self.read(others.iter().map(|rule| rule.table).collect())?;
         let has_way = |rule: &&&Rule| tables.get(&rule.table).is_some_and(|routes| has_default(routes.iter()));
-        let mut served = Served::default();
-        for rule in others.iter().filter(has_way) {
-            if let Some((source, _)) = sends(rule) {
-                served.sources.entry(source).or_default().push(rule.selector.to);
-            }
-            served.links.extend(sends_by_link(rule).map(|(link, _)| link));
-        }
-        Ok(served)
+        Ok(Served::of(others.iter().copied().filter(|rule| has_way(&rule))))
     }
 
     /// Whether there is a link of this name: the rules of one that has gone are left over.
@@ -222,13 +218,27 @@ struct Served<'a> {
     links: BTreeSet<&'a IfName>,
 }
 
-impl Served<'_> {
-    /// Whether what a source sends to these destinations finds a default route.
-    fn has(&self, source: IpAddr, to: Option<&IpCidr>) -> bool {
+impl<'a> Served<'a> {
+    /// What these rules lead to their tables.
+    fn of(rules: impl Iterator<Item = &'a Rule>) -> Served<'a> {
+        let mut served = Served::default();
+        for rule in rules {
+            if let Some((source, _)) = sends(rule) {
+                served.sources.entry(source).or_default().push(rule.selector.to);
+            }
+            served.links.extend(sends_by_link(rule).map(|(link, _)| link));
+        }
+        served
+    }
+
+    /// Whether what a rule's source sends to the rule's destinations is among it.
+    fn has(&self, rule: &Rule) -> bool {
+        let to = rule.selector.to.as_ref();
         let holds = |wide: &IpCidr| {
             to.is_some_and(|to| wide.contains(&to.first_address()) && wide.network_length() <= to.network_length())
         };
-        self.sources.get(&source).is_some_and(|wides| wides.iter().any(|wide| wide.as_ref().is_none_or(holds)))
+        let wides = sends(rule).and_then(|(source, _)| self.sources.get(&source));
+        wides.is_some_and(|wides| wides.iter().any(|wide| wide.as_ref().is_none_or(holds)))
     }
 }
 

@@ -5,13 +5,13 @@ mod addresses;
 mod bridges;
 pub mod default_routes;
 pub mod gateway;
-mod kube_proxy;
+pub mod kube_proxy;
 mod masquerade;
 mod namespaces;
 #[cfg(test)]
 mod properties;
 pub mod routes;
-mod rp_filter;
+pub mod rp_filter;
 pub mod rules;
 mod sysctls;
 #[cfg(test)]
@@ -30,9 +30,6 @@ pub struct Reconciler {
     pub mode: fn(&Desired) -> Mode,
     /// Whether it takes its time: planned once, when all others are done.
     pub waits: bool,
-    /// Whether its changes belong together: when one fails, what the run has done in this section is taken back. Not
-    /// where each change mends something by itself; a way out for one table is no worse for the want of another.
-    pub whole: bool,
     /// What differs. Asks for what has not been looked at yet by failing with a [`Gap`].
     pub plan: PlanFn,
 }
@@ -42,7 +39,7 @@ pub struct Reconciler {
 /// before `default_routes`, which would otherwise have to guess for a declared table.
 pub const ALL: &[Reconciler] = &[
     declared("bridges", bridges::plan),
-    Reconciler { whole: false, ..declared("sysctls", sysctls::plan) },
+    declared("sysctls", sysctls::plan),
     declared("addresses", addresses::plan),
     declared("masquerade", masquerade::plan),
     declared("rules", rules::plan),
@@ -56,11 +53,11 @@ pub const ALL: &[Reconciler] = &[
 type PlanFn = fn(&Desired, &Observed) -> Result<Plan, Gap>;
 
 const fn declared(name: &'static str, plan: PlanFn) -> Reconciler {
-    Reconciler { name, mode: |_| Mode::Enforce, waits: false, whole: true, plan }
+    mending(name, |_| Mode::Enforce, plan)
 }
 
 const fn mending(name: &'static str, mode: fn(&Desired) -> Mode, plan: PlanFn) -> Reconciler {
-    Reconciler { name, mode, waits: false, whole: false, plan }
+    Reconciler { name, mode, waits: false, plan }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cidr::IpCidr;
 
+use super::bridges;
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::Desired;
 use crate::memory::{Kind, Note};
@@ -17,6 +18,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let mut plan = Plan::default();
     let names = desired.routes.iter().filter_map(|wish| wish.dev().cloned());
     let mut links = observed.links_named(names)?.into_iter();
+    let to_come: BTreeSet<_> = bridges::to_come(desired, observed)?.into_iter().collect();
     let declared = Declared::of(desired);
     let rivals = declared.rivals(observed)?;
     let known = observed.recall()?.memory.made.get(&Kind::Routes).copied();
@@ -30,6 +32,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         let dev = match wish.dev().map(|name| (name, links.next().flatten())) {
             None => None,
             Some((_, Some(link))) => Some(link.dev.clone()),
+            // It will be there by then, with an index of its own.
+            Some((name, None)) if to_come.contains(name) => Some(Dev { index: 0, name: name.clone() }),
             Some((name, None)) => {
                 plan.blocked.push(Blocked::new(
                     wish.to_route(Some(Dev { index: 0, name: name.clone() })).command("add"),

@@ -15,7 +15,9 @@ use crate::sorted;
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     let live = observed.rules()?;
     let declared = Declared::of(desired);
-    let there = essences(live.iter().filter_map(SeenRule::lookup));
+    // A node has a rule for each pod: they are sorted only where something is declared.
+    let sought = live.iter().filter(|_| !declared.rules.is_empty());
+    let there = essences(sought.filter_map(SeenRule::lookup));
     let missing = declared.rules.iter().filter(|rule| !there.contains(&rule.essence()));
     let add = |rule: &Rule| Step { change: Change::AddRule(rule.clone()), reason: "declared, and not there".into() };
     let delete = |rule: &Rule| Step {

@@ -18,7 +18,7 @@ use cidr::{IpCidr, IpInet};
 
 use crate::change::{Change, Plan};
 use crate::desired::Desired;
-use crate::memory::{Ledger, Recall, Uplink};
+use crate::memory::{Ledger, Recall};
 use crate::nat::{self, FilterTable, Masquerade, SeenNat, SeenTable};
 use crate::net::{
     Dev, Family, IfName, PROMOTE, PROTO_DECLARED, Route, Rule, Scope, Selector, SysctlKey, TABLE_MAIN, family_of,
@@ -27,7 +27,7 @@ use crate::netns::{NetnsId, NetnsName, Occupied, Sandboxes, SeenNetns, Veth};
 use crate::observed::{
     Address, Gap, Hop, Link, Look, Observed, RouteSet, RpFilters, SeenBridge, SeenRoute, SeenRule, Target, Want,
 };
-use crate::pod::Pod;
+use crate::pod::{Pod, Pods};
 use crate::reconcile::rules::is_taken_for;
 use crate::reconcile::sysctls::cascaded;
 use crate::sysctl_d::Settings;
@@ -48,7 +48,14 @@ pub fn observed(fill: impl FnOnce(&mut Observed)) -> Observed {
 
 pub fn link(index: u32, name: &str) -> Link {
     let name = IfName::new(name.as_bytes()).unwrap();
-    Link { dev: Dev { index, name }, up: true, vrf_slave: false, hardware: Vec::new(), kind: Box::default() }
+    Link {
+        dev: Dev { index, name },
+        up: true,
+        carrier: true,
+        vrf_slave: false,
+        hardware: Vec::new(),
+        kind: Box::default(),
+    }
 }
 
 pub fn rule(from: &str, priority: u32, table: u32) -> Rule {
@@ -132,11 +139,14 @@ pub struct Model {
     pub persisted: Option<String>,
     pub sysctl_files: Settings,
     pub rp_filters: RpFilters,
-    pub uplinks: Vec<Uplink>,
-    /// Where they are others after a while.
-    pub settled: Option<Vec<Uplink>>,
+    /// As it is after a while, where it is another then.
+    pub settled: Option<Box<Model>>,
     pub recall: Recall,
+    /// Those that answer to a question with labels, and how long it takes to list them.
     pub pods: Look<Vec<Pod>>,
+    pub listing: Duration,
+    /// Those of the namespace that do not.
+    pub other_pods: Vec<Pod>,
     pub namespaces: Vec<SeenNetns>,
     pub occupied: Occupied,
     pub veths: Vec<Veth>,
@@ -165,10 +175,11 @@ impl Model {
             persisted: None,
             sysctl_files: Settings::default(),
             rp_filters: RpFilters { default: 2, ..RpFilters::default() },
-            uplinks: Vec::new(),
             settled: None,
             recall: Recall::default(),
             pods: Ok(Vec::new()),
+            listing: Duration::ZERO,
+            other_pods: Vec::new(),
             namespaces: Vec::new(),
             occupied: Occupied::new(),
             veths: Vec::new(),
@@ -271,11 +282,16 @@ impl Model {
 
     /// Plans, answering what is asked on the way.
     pub fn plan(&mut self, plan: fn(&Desired, &Observed) -> Result<Plan, Gap>, desired: &Desired) -> Plan {
+        self.see(|seen| plan(desired, seen))
+    }
+
+    /// Answers a question, and what is asked on the way.
+    pub fn see<T>(&mut self, question: impl Fn(&Observed) -> Result<T, Gap>) -> T {
         let mut seen = Observed::default();
         loop {
             self.begun += 1;
-            match plan(desired, &seen) {
-                Ok(plan) => return plan,
+            match question(&seen) {
+                Ok(answer) => return answer,
                 Err(Gap::Unseen(wants)) => wants.into_iter().for_each(|want| self.answer(want, &mut seen)),
                 Err(Gap::Failed(why)) => panic!("{why}"),
             }
@@ -290,6 +306,10 @@ impl Model {
             Want::Rules => seen.rules = Some(Ok(self.rules.clone())),
             Want::RpFilters => seen.rp_filters = Some(Ok(self.rp_filters.clone())),
             Want::Addresses => seen.addresses = Some(Ok(self.addresses.clone())),
+            Want::GlobalAddresses => {
+                let global = self.addresses.iter().filter(|address| address.global);
+                seen.global_addresses = Some(Ok(global.cloned().collect()));
+            }
             Want::LinksOn => {
                 let on_each = self.links.iter().map(|link| (link.dev.index, self.links_on.clone()));
                 seen.links_on = Some(Ok(on_each.collect()));
@@ -324,13 +344,22 @@ impl Model {
                 let found = find(&|link| link.dev.name == name);
                 seen.links_named.insert(name, found);
             }
-            Want::Uplinks(_) => seen.uplinks = Some(Ok(self.uplinks.clone())),
-            Want::SettledUplinks(..) => {
-                let settled = self.settled.as_ref().unwrap_or(&self.uplinks).clone();
-                seen.settled_uplinks = Some(Ok(settled));
+            Want::Settle(_) => seen.settled = Some(Ok(Box::default())),
+            Want::Later(want) => {
+                let mut later = self.settled.as_deref().unwrap_or(self).clone();
+                if let Some(Ok(settled)) = &mut seen.settled {
+                    later.answer(*want, settled);
+                }
             }
             Want::Recall => seen.recall = Some(Ok(self.recall.clone())),
-            Want::Pods(_) => seen.pods = Some(self.pods.clone()),
+            Want::Pods(query) => {
+                let all = |mut pods: Vec<Pod>| {
+                    pods.extend(self.other_pods.iter().filter(|_| query.labels.is_empty()).cloned());
+                    Pods { pods, listed: self.recall.wall + self.listing }
+                };
+                let pods = self.pods.clone().map(all);
+                seen.pods.insert(query, pods);
+            }
             Want::Namespaces => seen.namespaces = Some(Ok(self.namespaces.clone())),
             Want::Occupied => seen.occupied = Some(Ok(self.occupied.clone())),
             Want::Veths(names) => {

@@ -80,13 +80,6 @@ pub fn all_addresses() -> Body {
     Body { header: vec![0; 8], attributes: Vec::new() }
 }
 
-/// Body of the dump of one interface's addresses.
-pub fn addresses_of(index: u32) -> Body {
-    let mut header = vec![0; 8];
-    header.splice(4..8, index.to_ne_bytes());
-    Body { header, attributes: Vec::new() }
-}
-
 /// Body of the dump of every interface's IPv4 settings (struct netconfmsg).
 pub fn all_netconf() -> Body {
     Body { header: vec![AF_INET], attributes: Vec::new() }
@@ -112,6 +105,7 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_BR_STP_STATE: u16 = 5;
 const NLA_F_NESTED: u16 = 1 << 15;
 const IFF_UP: u32 = 1;
+const IFF_LOWER_UP: u32 = 1 << 16;
 const BRIDGE: &[u8] = b"bridge\0";
 
 fn nested(kind: u16, attributes: &[DefaultNla]) -> DefaultNla {
@@ -235,7 +229,6 @@ pub fn on_another(payload: &[u8]) -> Result<Option<(u32, IfName)>, NetlinkError>
 /// The request that adds or deletes this address of the interface with this index.
 pub fn address(index: u32, address: &IpInet) -> Body {
     const IFA_PROTO: u16 = 11;
-    const RT_SCOPE_UNIVERSE: u8 = 0;
     const RT_SCOPE_HOST: u8 = 254;
     let (family, bytes) = match address.address() {
         IpAddr::V4(address) => (AF_INET, address.octets().to_vec()),
@@ -495,7 +488,20 @@ pub fn seen_link(payload: &[u8]) -> Result<Link, NetlinkError> {
     let index = number(payload.get(4..8).unwrap_or_default())?;
     let flags = number(payload.get(8..12).unwrap_or_default())?;
     let name = dev_name.ok_or_else(|| undecodable(format_args!("link {index} has no name")))?;
-    Ok(Link { dev: Dev { index, name }, up: flags & IFF_UP != 0, vrf_slave, hardware, kind: made_of })
+    let (up, carrier) = (flags & IFF_UP != 0, flags & IFF_LOWER_UP != 0);
+    Ok(Link { dev: Dev { index, name }, up, carrier, vrf_slave, hardware, kind: made_of })
+}
+
+/// `RT_SCOPE_UNIVERSE`.
+const RT_SCOPE_UNIVERSE: u8 = 0;
+
+/// Reads an address, where it is global.
+pub fn seen_global_address(payload: &[u8]) -> Result<Option<Address>, NetlinkError> {
+    // Most are those of the links of pods, and not worth reading.
+    if payload.get(3).is_some_and(|scope| *scope != RT_SCOPE_UNIVERSE) {
+        return Ok(None);
+    }
+    Ok(seen_address(payload)?.filter(|address| address.global))
 }
 
 /// Reads an address; `None` for one of a family that is not IP (struct ifaddrmsg, IFA_*).

@@ -15,6 +15,7 @@ mod stop;
 mod sysctl;
 pub mod systemd;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
@@ -45,12 +46,12 @@ pub use stop::survive_file_limit;
 
 use crate::change::{Change, RestartPod};
 use crate::desired::Pattern;
-use crate::memory::{AddedAddress, Knowledge, Ledger, Memory, Note, Recall, Uplink};
+use crate::memory::{AddedAddress, Knowledge, Ledger, Memory, Note, Recall, Reported};
 use crate::nat;
-use crate::net::{ALIAS, Bridge, Dev, IfName, PROMOTE, SysctlKey, one_line};
+use crate::net::{ALIAS, Bridge, Dev, IfName, PROMOTE, Route, SysctlKey, one_line};
 use crate::netns::{NetnsName, Sandboxes, Veth};
 use crate::observed::{Address, Link, Look, Observed, RouteSet, RpFilters, SeenBridge, SeenRoute, SeenRule, Want};
-use crate::pod::{Pod, PodId, PodQuery};
+use crate::pod::{PodId, PodQuery, Pods};
 use crate::sorted;
 use crate::sysctl_d::{OURS, Settings};
 
@@ -73,8 +74,6 @@ pub struct Node {
     memory: Option<(Memory, bool)>,
     /// When it was first asked for the time, on the clock that counts from boot.
     begun: Option<Duration>,
-    /// How many interfaces there are, where that was seen.
-    links: Option<usize>,
     /// What the ledger says, once it was read or written.
     ledger: Option<Ledger>,
     /// The addresses that this run has had the ledger forget.
@@ -124,9 +123,9 @@ impl Node {
         let (state_dir, durable_dir) = (state_dir.into(), durable_dir.into());
         let (netlink, netfilter) = (Netlink::open()?, None);
         let stop = Stop::default();
-        let (memory, begun, links) = (None, None, None);
+        let (memory, begun) = (None, None);
         let (ledger, forgotten) = (None, Vec::new());
-        Ok(Node { netlink, netfilter, state_dir, durable_dir, patient, stop, memory, begun, links, ledger, forgotten })
+        Ok(Node { netlink, netfilter, state_dir, durable_dir, patient, stop, memory, begun, ledger, forgotten })
     }
 
     /// Removes the temporary files that an interrupted run may have left. Only under the lock.
@@ -160,7 +159,12 @@ impl Node {
                     observed.links_named.insert(name, seen);
                 }
                 Want::Addresses => {
-                    observed.addresses = Some(failed("the addresses of all interfaces", self.addresses()));
+                    let seen = self.addresses(message::seen_address);
+                    observed.addresses = Some(failed("the addresses of all interfaces", seen));
+                }
+                Want::GlobalAddresses => {
+                    let seen = self.addresses(message::seen_global_address);
+                    observed.global_addresses = Some(failed("the addresses of all interfaces", seen));
                 }
                 Want::LinksOn => observed.links_on = Some(failed("the links on others", self.links_on())),
                 Want::Bridges => observed.bridges = Some(failed("the bridges", self.bridges())),
@@ -186,14 +190,23 @@ impl Node {
                 Want::Ledger => {
                     observed.ledger = Some(failed("what node-fixer has made", self.ledger()));
                 }
-                Want::Uplinks(names) => observed.uplinks = Some(failed("the uplinks", self.uplinks(&names))),
-                Want::SettledUplinks(names, settle) => {
-                    observed.settled_uplinks = Some(failed("the uplinks", self.settled_uplinks(&names, settle)));
+                Want::Settle(settle) => {
+                    let settled = self.settle(settle).map(|()| Box::default());
+                    observed.settled = Some(failed("the uplinks", settled));
+                }
+                Want::Later(want) => {
+                    // Where it was not waited, that look has failed already.
+                    if let Some(Ok(settled)) = &mut observed.settled {
+                        self.look(vec![*want], settled);
+                    }
                 }
                 Want::Recall => {
                     observed.recall = Some(failed("what the last run remembered", self.recall()));
                 }
-                Want::Pods(query) => observed.pods = Some(failed("the pods", self.pods(&query))),
+                Want::Pods(query) => {
+                    let seen = failed("the pods", self.pods(&query));
+                    observed.pods.insert(query, seen);
+                }
                 Want::Namespaces => {
                     let seen = netns::names().map_err(|error| format!("{error:#}"));
                     observed.namespaces = Some(failed("the network namespaces", seen));
@@ -225,11 +238,17 @@ impl Node {
         let add = NLM_F_CREATE | NLM_F_EXCL;
         let netlink = &mut self.netlink;
         let result = match change {
-            Change::AddRoute(route) => netlink.change(RTM_NEWROUTE, add, &message::route(route)),
+            Change::AddRoute(route) => {
+                let route = self.with_index(route)?;
+                self.netlink.change(RTM_NEWROUTE, add, &message::route(&route))
+            }
             Change::ReplaceRoute { new, .. } => {
                 netlink.change(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &message::route(new))
             }
-            Change::DeleteRoute(route) => netlink.change(RTM_DELROUTE, 0, &message::route(route)),
+            Change::DeleteRoute(route) => {
+                let route = self.with_index(route)?;
+                self.netlink.change(RTM_DELROUTE, 0, &message::route(&route))
+            }
             Change::AddRule(rule) => message::rule(rule).and_then(|rule| netlink.change(RTM_NEWRULE, add, &rule)),
             Change::DeleteRule(rule) => message::rule(rule).and_then(|rule| netlink.change(RTM_DELRULE, 0, &rule)),
             Change::AddAddress(dev, address) => self.add_address(dev, address),
@@ -313,6 +332,14 @@ impl Node {
         self.forgotten.extend(before.addresses_without(&ledger));
         self.ledger = Some(ledger);
         Ok(())
+    }
+
+    /// A route over a link that was not there when it was planned, with the index that the link has now.
+    fn with_index<'a>(&mut self, route: &'a Route) -> Result<Cow<'a, Route>, ApplyError> {
+        let Some(dev) = route.dev.as_ref().filter(|dev| dev.index == 0) else { return Ok(Cow::Borrowed(route)) };
+        let link = self.link(0, Some(&dev.name)).map_err(|error| ApplyError::Refused(error.to_string()))?;
+        let link = link.ok_or_else(|| ApplyError::Refused(format!("there is no interface {}", dev.name)))?;
+        Ok(Cow::Owned(Route { dev: Some(link.dev), ..route.clone() }))
     }
 
     /// Has nft carry out these commands, in one transaction.
@@ -435,7 +462,6 @@ impl Node {
                 _ => seen.links.extend(u32::try_from(index).ok().map(|index| (index, value))),
             }
         }
-        self.links = Some(seen.links.len());
         Ok(seen)
     }
 
@@ -461,66 +487,32 @@ impl Node {
         }
     }
 
-    fn addresses(&mut self) -> Result<Vec<Address>, NetlinkError> {
-        self.netlink.dump(RTM_GETADDR, &message::all_addresses(), message::seen_address)
+    fn addresses(
+        &mut self,
+        read: fn(&[u8]) -> Result<Option<Address>, NetlinkError>,
+    ) -> Result<Vec<Address>, NetlinkError> {
+        self.netlink.dump(RTM_GETADDR, &message::all_addresses(), read)
     }
 
-    /// The links whose names match, by name. The names come from one listing; only those that match are asked for.
-    fn uplinks(&mut self, names: &Pattern) -> anyhow::Result<Vec<Uplink>> {
-        let mut uplinks = Vec::new();
-        for name in self.link_names(names)? {
-            // `all` and `default` are no links, and a link may have gone since.
-            let Some(link) = self.link(0, Some(&name))? else { continue };
-            match self.uplink(&String::from_utf8_lossy(name.as_bytes()), &link) {
-                Err(NetlinkError::Refused { errno: Errno::ENODEV, .. }) => {}
-                other => uplinks.push(other?),
-            }
-        }
-        Ok(sorted::list(uplinks, |a, b| a.name.cmp(&b.name)))
-    }
-
-    /// The interfaces of this network namespace whose names match. (/sys/class/net has those of the namespace that
-    /// /sys was mounted in, and a dump of links costs twenty times as much.)
-    fn link_names(&self, names: &Pattern) -> anyhow::Result<Vec<IfName>> {
-        // A quarter of the price, but only of interfaces that have IPv6: it counts when it has them all.
-        if let Some(links) = self.links
-            && let Ok((all, matching)) = matching("/proc/thread-self/net/dev_snmp6", names)
-            && all == links
-        {
-            return Ok(matching);
-        }
-        let directory = "/proc/sys/net/ipv4/conf";
-        let (_, matching) = matching(directory, names).with_context(|| format!("cannot list {directory}"))?;
-        Ok(matching)
-    }
-
-    fn uplink(&mut self, name: &str, link: &Link) -> Result<Uplink, NetlinkError> {
-        let index = link.dev.index;
-        let all = self.netlink.dump(RTM_GETADDR, &message::addresses_of(index), message::seen_address)?;
-        let lasting = all.into_iter().filter(|address| address.index == index && address.lasting);
-        let addresses = lasting.map(|address| format!("{}/{}", address.local, address.subnet.network_length()));
-        let addresses = sorted::list(addresses, Ord::cmp);
-        let hardware = link.hardware.iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Uplink { name: name.into(), index, hardware, addresses })
-    }
-
-    fn settled_uplinks(&mut self, names: &Pattern, settle: Duration) -> anyhow::Result<Vec<Uplink>> {
+    /// Waits, unless somebody waits for the answer.
+    fn settle(&mut self, settle: Duration) -> anyhow::Result<()> {
         if self.patient {
             self.stop.listen().context("cannot listen for signals")?;
             anyhow::ensure!(self.stop.sleep(settle), "told to stop while waiting for the uplinks to settle");
         }
-        self.uplinks(names)
+        Ok(())
     }
 
-    fn pods(&mut self, query: &PodQuery) -> Result<Vec<Pod>, CrictlError> {
+    fn pods(&mut self, query: &PodQuery) -> Result<Pods, CrictlError> {
         self.listen().map_err(CrictlError::Failed)?;
-        crictl::pods(query, &self.stop)
+        let pods = crictl::pods(query, &self.stop)?;
+        Ok(Pods { pods, listed: wall_clock() })
     }
 
     /// The veths whose names match, if both ends are here.
     fn veths(&mut self, names: &Pattern) -> anyhow::Result<Vec<Veth>> {
         let mut veths = Vec::new();
-        for name in self.link_names(names)? {
+        for name in link_names(names)? {
             if let Some((dev, Some(peer))) = self.veth(0, Some(&name))?
                 && let Some((_, Some(back))) = self.veth(peer, None)?
                 && back == dev.index
@@ -593,6 +585,24 @@ impl Node {
         Ok(())
     }
 
+    /// What earlier runs have reported and that was still so.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read for now.
+    pub fn reported(&mut self) -> io::Result<&Reported> {
+        self.memory().map(|memory| &memory.reported)
+    }
+
+    /// What was remembered so far.
+    fn memory(&mut self) -> io::Result<&Memory> {
+        let known = match self.memory.take() {
+            Some(known) => known,
+            None => state::recall(&self.state_dir, self.patient)?,
+        };
+        Ok(&self.memory.insert(known).0)
+    }
+
     /// Whether this process was told to stop.
     pub fn told_to_stop(&self) -> bool {
         self.stop.told()
@@ -604,10 +614,7 @@ impl Node {
     ///
     /// It cannot be read for now, or there is no clock.
     pub fn recall(&mut self) -> io::Result<Recall> {
-        let mut memory = match &self.memory {
-            Some((memory, _)) => memory.clone(),
-            None => self.memory.insert(state::recall(&self.state_dir, self.patient)?).0.clone(),
-        };
+        let mut memory = self.memory()?.clone();
         if !self.patient {
             // Who asks what would be done wants to know now what is wrong with crictl.
             memory.kube_proxy.retry = None;
@@ -615,8 +622,7 @@ impl Node {
         let boot = boot_time()?;
         let begun = *self.begun.get_or_insert(boot);
         let awake = clock_gettime(ClockId::CLOCK_MONOTONIC)?.into();
-        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Ok(Recall { memory, wall, boot, awake, begun })
+        Ok(Recall { memory, wall: wall_clock(), boot, awake, begun })
     }
 
     /// Whether what it recalled is all that was remembered since boot: not so where that could not be read.
@@ -695,6 +701,10 @@ fn sysctl_files() -> Result<Settings, String> {
     if unread.is_empty() { Ok(settings) } else { Err(unread.join("; ")) }
 }
 
+fn wall_clock() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
 fn boot_time() -> io::Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_BOOTTIME)?.into())
 }
@@ -708,24 +718,27 @@ fn unseen(what: &str, error: &dyn Display) -> Arc<str> {
     format!("cannot look at {what}: {error}").into()
 }
 
-/// How many names there are in a directory, and those that match. Takes no memory for the others.
-fn matching(directory: &str, names: &Pattern) -> io::Result<(usize, Vec<IfName>)> {
+/// The interfaces of this network namespace whose names match. (/sys/class/net has those of the namespace that /sys was
+/// mounted in, and a dump of links costs twenty times as much.)
+fn link_names(names: &Pattern) -> anyhow::Result<Vec<IfName>> {
+    let directory = "/proc/sys/net/ipv4/conf";
+    matching(directory, names).with_context(|| format!("cannot list {directory}"))
+}
+
+/// The names in a directory that match. Takes no memory for the others.
+fn matching(directory: &str, names: &Pattern) -> io::Result<Vec<IfName>> {
     let directory = File::open(directory)?;
     let mut buffer = vec![MaybeUninit::uninit(); 32 * 1024];
     let mut entries = RawDir::new(directory, &mut buffer);
-    let (mut all, mut matching) = (0, Vec::new());
+    let mut matching = Vec::new();
     while let Some(entry) = entries.next() {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
-        if matches!(name, b"." | b"..") {
-            continue;
-        }
-        all += 1;
-        if names.is_match(name) {
+        if !matches!(name, b"." | b"..") && names.is_match(name) {
             matching.extend(IfName::new(name));
         }
     }
-    Ok((all, matching))
+    Ok(matching)
 }
 
 fn describe(set: &RouteSet) -> String {

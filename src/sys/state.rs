@@ -190,7 +190,6 @@ mod tests {
             testing::desired(include_str!("../../tests/corpus/config/all.yaml").trim_start_matches("version: 1\n"));
         for seconds in [0, 1_800_000_000, u64::MAX] {
             let mut model = Model::new(NODE);
-            model.uplinks = memory.kube_proxy.uplinks.clone().filter(|_| seconds > 0).unwrap_or_default();
             let time = Duration::from_secs(seconds);
             model.recall = Recall { memory: memory.clone(), wall: time, boot: time, awake: time, begun: time };
             model.ledger = ledger.clone();

@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use sysctl::{Sysctl, SysctlError};
 
 use super::file;
-use super::stop::survive_file_limit;
 use crate::net::SysctlKey;
 use crate::sysctl_d::{OURS, OURS_IN};
 
@@ -88,7 +87,6 @@ pub fn tidy() {
 /// What kept it from doing so, and what to do about it.
 pub fn persist(text: Option<&str>) -> Result<(), String> {
     let write = |text: &str| {
-        survive_file_limit()?;
         // An image without systemd and procps has none. Not more than that: who has no /etc is told so.
         match DirBuilder::new().mode(0o755).create(OURS_IN) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Topology, host};
-use crate::net::{IfName, Rule, TABLE_MAIN, UPLINK_RULE_PRIORITY};
+use crate::net::{Dev, IfName, Rule, TABLE_MAIN, UPLINK_RULE_PRIORITY};
 use crate::observed::Gap;
 
 /// Priority of the VPC CNI's rule to a pod.
@@ -82,6 +82,29 @@ impl Topology<'_> {
             .iter()
             .filter(|route| of_form(route))
             .any(|(address, _)| pods.contains(address)))
+    }
+
+    /// Of these links, those of pods as the VPC CNI names them. Whether it is at work is asked only where a name leaves that
+    /// open.
+    ///
+    /// # Errors
+    ///
+    /// What has to be looked at first.
+    pub fn pod_links<'d>(&self, links: impl IntoIterator<Item = &'d Dev>) -> Result<BTreeSet<u32>, Gap> {
+        let mut proven = None;
+        let mut of_pods = BTreeSet::new();
+        for Dev { index, name } in links {
+            if is_pod_link(name, false) {
+                of_pods.insert(*index);
+            } else if is_pod_link(name, true) {
+                let proven = match proven {
+                    Some(proven) => proven,
+                    None => *proven.insert(self.is_vpc_cni()?),
+                };
+                of_pods.extend(proven.then_some(*index));
+            }
+        }
+        Ok(of_pods)
     }
 
     /// The addresses that a rule of the VPC CNI's form leads to or from.

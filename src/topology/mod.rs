@@ -3,11 +3,18 @@
 //!
 //! Pure: it reads what was observed, and asks for what is missing by a [`Gap`], so that a run looks no further than
 //! its questions need. [`uplinks`] says which links lead out of the node, [`pods`] which addresses are pods' and where
-//! they belong, [`cni`] whose marks the rules, routes and links carry.
+//! they belong, [`homes`] where any source of this node belongs, [`cni`] whose marks the rules, routes and links carry,
+//! [`owners`] whose the tables are, [`vpc`] what the VPC CNI has set up.
 
 pub mod cni;
+pub mod homes;
+pub mod owners;
 pub mod pods;
+pub mod starting_rules;
 pub mod uplinks;
+pub mod vpc;
+
+pub use uplinks::is_card;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;

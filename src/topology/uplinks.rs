@@ -6,9 +6,9 @@
 
 use std::collections::BTreeSet;
 
-use super::cni::is_pod_link;
+use super::cni::is_branch_link;
 use super::{LOOPBACK, Topology, is_kernels, sends, sends_by_link};
-use crate::net::{Family, Rule};
+use crate::net::{Family, Rule, TABLE_MAIN};
 use crate::observed::{Gap, Link, SeenRoute};
 
 /// The families of a node.
@@ -19,8 +19,24 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub struct Exits {
     /// Those of default routes.
     pub defaults: BTreeSet<u32>,
+    /// Of these, those of IPv4.
+    pub ipv4_defaults: BTreeSet<u32>,
     /// Those of host routes in policy tables, as to a gateway.
     pub gateways: BTreeSet<u32>,
+}
+
+impl Exits {
+    fn add(&mut self, family: Family, route: &SeenRoute) {
+        let hops = route.hops().iter().filter_map(|hop| hop.oif);
+        if route.is_of_default_class() {
+            if family == Family::V4 {
+                self.ipv4_defaults.extend(hops.clone());
+            }
+            self.defaults.extend(hops);
+        } else if route.table != TABLE_MAIN && route.is_host_on_link() {
+            self.gateways.extend(hops);
+        }
+    }
 }
 
 impl Topology<'_> {
@@ -30,24 +46,56 @@ impl Topology<'_> {
     ///
     /// What has to be looked at first.
     pub fn uplinks(&self) -> Result<BTreeSet<u32>, Gap> {
-        let global: BTreeSet<u32> =
-            self.observed.addresses()?.iter().filter(|it| it.global).map(|it| it.index).collect();
-        let Exits { defaults, gateways } = self.exits()?;
+        let global = self.with_global_address()?;
+        let Exits { defaults, gateways, .. } = self.exits()?;
         let mut candidates = self.rule_carriers()?;
         candidates.extend(defaults.iter().chain(&gateways));
-        candidates.retain(|index| global.contains(index) && *index != LOOPBACK);
-        let links = self.observed.links(candidates.iter().copied())?;
-        let is_uplink = |link: &&Link| match &*link.kind {
-            b"vrf" => false,
-            b"" | b"veth" | b"vlan" | b"bond" | b"team" | b"macvlan" | b"ipvlan" | b"ppp" => true,
-            // Of a bridge, a tunnel, a dummy or what else is made by software: only where a default leaves by it.
-            _ => defaults.contains(&link.dev.index),
-        };
-        let links = links.into_iter().flatten().filter(is_uplink);
-        Ok(links
-            .filter(|link| !link.vrf_slave && !is_pod_link(&link.dev.name, false))
-            .map(|link| link.dev.index)
-            .collect())
+        candidates.retain(|index| global.contains(index));
+        // Of a bridge, a tunnel, a dummy or what else is made by software: only where a default leaves by it.
+        let is_uplink = |link: &&Link| is_card(link) || defaults.contains(&link.dev.index);
+        let links = self.possible_uplinks(candidates)?;
+        Ok(links.into_iter().filter(is_uplink).map(|link| link.dev.index).collect())
+    }
+
+    /// Of these links, those that what they are does not keep from being uplinks. Not the loopback, VRFs and their members,
+    /// nor links of pods.
+    ///
+    /// # Errors
+    ///
+    /// What has to be looked at first.
+    pub fn possible_uplinks(&self, links: impl IntoIterator<Item = u32>) -> Result<Vec<&Link>, Gap> {
+        let links = self.observed.links(links.into_iter().filter(|index| *index != LOOPBACK))?;
+        let is_possible = |link: &&Link| !link.vrf_slave && *link.kind != *b"vrf";
+        let links: Vec<&Link> = links.into_iter().flatten().filter(is_possible).collect();
+        let of_pods = self.pod_links(links.iter().map(|link| &link.dev))?;
+        Ok(links.into_iter().filter(|link| !of_pods.contains(&link.dev.index)).collect())
+    }
+
+    /// Of the links that default routes leave by, those that an operator expects to be looked after: all that may be uplinks
+    /// but for the VPC CNI's branch links, which have no address by design.
+    ///
+    /// # Errors
+    ///
+    /// What has to be looked at first.
+    pub fn expected(&self, exits: impl IntoIterator<Item = u32>) -> Result<Vec<&Link>, Gap> {
+        let links = self.possible_uplinks(exits)?;
+        Ok(links.into_iter().filter(|link| !is_branch_link(&link.dev.name)).collect())
+    }
+
+    /// The links that have a global address of this node.
+    pub fn with_global_address(&self) -> Result<BTreeSet<u32>, Gap> {
+        Ok(self.observed.global_addresses()?.map(|it| it.index).collect())
+    }
+
+    /// Those of these links that are made as uplinks are and no pod's: a subnet of theirs lies outside the node, though no
+    /// table leads by them yet.
+    ///
+    /// # Errors
+    ///
+    /// What has to be looked at first.
+    pub fn outward(&self, links: impl IntoIterator<Item = u32>) -> Result<BTreeSet<u32>, Gap> {
+        let links = self.possible_uplinks(links)?;
+        Ok(links.into_iter().filter(|link| is_card(link)).map(|link| link.dev.index).collect())
     }
 
     /// The links by which the defaults of the main table, and the defaults and gateways of policy tables, leave. Not all
@@ -57,24 +105,30 @@ impl Topology<'_> {
     ///
     /// What has to be looked at first.
     pub fn exits(&self) -> Result<Exits, Gap> {
+        let mut exits = Exits::default();
+        // First what is asked for without a walk through all rules.
+        for (family, routes) in self.all_main_defaults()? {
+            routes.iter().for_each(|route| exits.add(family, route));
+        }
         let tables = self.policy_tables()?;
         self.ask_for_tables(tables.iter().copied())?;
-        let mut exits = Exits::default();
-        for family in self.families()? {
-            let hops = self.main_defaults(family)?;
-            exits.defaults.extend(hops.iter().flat_map(SeenRoute::hops).filter_map(|hop| hop.oif));
-        }
         for (family, table) in tables {
-            for route in self.table(family, table)?.iter() {
-                let hops = route.hops().iter().filter_map(|hop| hop.oif);
-                match () {
-                    () if route.is_of_default_class() => exits.defaults.extend(hops),
-                    () if route.is_host_on_link() => exits.gateways.extend(hops),
-                    () => {}
-                }
-            }
+            self.table(family, table)?.iter().for_each(|route| exits.add(family, route));
         }
         Ok(exits)
+    }
+
+    /// The main table's defaults of each family of which this node has a global address, looked at in one go.
+    fn all_main_defaults(&self) -> Result<Vec<(Family, Vec<SeenRoute>)>, Gap> {
+        let (mut seen, mut unseen) = (Vec::new(), Vec::new());
+        for family in self.families()? {
+            match self.main_defaults(family) {
+                Ok(routes) => seen.push((family, routes)),
+                Err(Gap::Unseen(wants)) => unseen.extend(wants),
+                Err(failed) => return Err(failed),
+            }
+        }
+        if unseen.is_empty() { Ok(seen) } else { Err(Gap::Unseen(unseen)) }
     }
 
     /// The tables that rules lead sources, or what comes in by a branch link, to.
@@ -99,21 +153,26 @@ impl Topology<'_> {
     /// The links that carry the source of a rule for one of this node's own addresses.
     fn rule_carriers(&self) -> Result<BTreeSet<u32>, Gap> {
         let mut carriers = BTreeSet::new();
-        let addresses = self.observed.addresses()?;
-        let mut own: Vec<_> = addresses.iter().map(|it| (it.local, it.index)).collect();
+        let mut own: Vec<_> = self.observed.global_addresses()?.map(|it| (it.local, it.index)).collect();
         own.sort_unstable();
-        for (source, table) in self.rules()?.filter_map(sends) {
+        for (source, _) in self.rules()?.filter(|rule| !is_kernels(rule.table)).filter_map(sends) {
             let first = own.partition_point(|(address, _)| *address < source);
             let carrying = own.iter().skip(first).take_while(|(address, _)| *address == source);
-            carriers.extend(carrying.filter(|_| !is_kernels(table)).map(|(_, index)| *index));
+            carriers.extend(carrying.map(|(_, index)| *index));
         }
         Ok(carriers)
     }
 
     /// The families of which this node has a global address.
     fn families(&self) -> Result<impl Iterator<Item = Family>, Gap> {
-        let addresses = self.observed.addresses()?;
-        let has = |family: &Family| addresses.iter().any(|it| it.global && Family::of(it.local) == *family);
+        let addresses = self.observed.global_addresses()?;
+        let has = move |family: &Family| addresses.clone().any(|it| Family::of(it.local) == *family);
         Ok(FAMILIES.into_iter().filter(move |family| has(family)))
     }
+}
+
+/// Whether a link is a card, or one of the kinds that stand for one: by these a network may be reached. Any other kind is
+/// a bridge, a tunnel or what else is made by software.
+pub fn is_card(link: &Link) -> bool {
+    matches!(&*link.kind, b"" | b"veth" | b"vlan" | b"bond" | b"team" | b"macvlan" | b"ipvlan" | b"ppp")
 }

@@ -277,45 +277,89 @@ fn an_end_on_the_way_loses_no_address_of_the_subnet() {
 }
 
 #[test]
-fn what_fails_half_way_is_taken_back() {
+fn what_is_refused_neither_undoes_nor_flaps_the_rest() {
     let node = Worker::new().with_loose_rp_filter().without_default(2);
     node.net.set_sysctl("net/ipv6/conf/eth1/disable_ipv6", "1");
-    let before = node.net.ip("addr");
-    node.config("addresses: [{dev: eth0, address: 10.8.0.1-10.8.0.2/32}, {dev: eth1, address: 'fd09::1/64'}]");
+    node.config("kube_proxy: {mode: off}\naddresses: [{dev: eth0, address: 10.8.0.1-10.8.0.2/32}, {dev: eth1, address: 'fd09::1/64'}]");
     let ran = node.fix(&["--output", "json"]).expect(1);
     let failed = "ip addr add fd09::1/64 dev eth1";
     let expected = [
-        ("ip addr add 10.8.0.1/32 dev eth0", "skipped"),
-        ("ip addr add 10.8.0.2/32 dev eth0", "skipped"),
+        ("ip addr add 10.8.0.1/32 dev eth0", "applied"),
+        ("ip addr add 10.8.0.2/32 dev eth0", "applied"),
         (failed, "failed"),
         ("ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope global metric 4294967295", "applied"),
     ];
     assert_eq!(statuses(&ran), expected.map(|(command, status)| (command.to_owned(), status.to_owned())));
-    let told = ran.json()["changes"][0]["error"].as_str().unwrap().to_owned();
-    assert_eq!(told, format!("made, and taken back: {failed} failed"));
-    assert!(ran.err.contains("taken back"), "{ran:?}");
+    let before = node.net.ip("addr");
+    let again = node.fix(&["--output", "json"]).expect(1);
+    assert_eq!(statuses(&again), [(failed.to_owned(), "failed".to_owned())]);
     assert_eq!(node.net.ip("addr"), before);
-    // And what was there before this run stays.
-    node.config("kube_proxy: {mode: off}\naddresses: [{dev: eth0, address: 10.8.0.1}]");
-    node.fix(&[]).expect(0);
-    node.config("kube_proxy: {mode: off}\naddresses: [{dev: eth0, address: 10.8.0.1-10.8.0.2}, {dev: eth1, address: 'fd09::1/64'}]");
+    // What is undeclared beside it goes all the same.
+    node.config(
+        "kube_proxy: {mode: off}\naddresses: [{dev: eth0, address: 10.8.0.1/32}, {dev: eth1, address: 'fd09::1/64'}]",
+    );
     node.fix(&[]).expect(1);
     assert!(has(&node, "eth0", "10.8.0.1/32") && !has(&node, "eth0", "10.8.0.2/32"));
 }
 
 #[test]
-fn declared_rules_and_routes_are_whole_as_well() {
+fn declared_rules_and_routes_stand_alone() {
     let node = Worker::new().with_loose_rp_filter();
     node.config("routes: [{to: 10.9.0.0/16, via: 10.0.0.1}]");
     node.fix(&[]).expect(0);
-    let before = node.net.state();
     node.config(
-        "routes: [{to: 10.9.0.0/16, via: 10.0.1.1}, {to: 10.8.0.0/16, via: 10.0.0.1}, {to: 10.7.0.0/16, via: 203.0.113.9, dev: eth1}]",
+        "kube_proxy: {mode: off}\nroutes: [{to: 10.9.0.0/16, via: 10.0.1.1}, {to: 10.7.0.0/16, via: 203.0.113.9, dev: eth1}, {to: 10.8.0.0/16, via: 10.0.0.1}]",
     );
     let ran = node.fix(&["--output", "json"]).expect(1);
     let statuses: Vec<_> = statuses(&ran).into_iter().map(|(_, status)| status).collect();
-    assert_eq!(statuses, ["skipped", "skipped", "failed"], "{ran:?}");
-    assert_eq!(node.net.state(), before, "also the route that was replaced is back");
+    assert_eq!(statuses, ["applied", "failed", "applied"], "{ran:?}");
+    let before = node.net.state();
+    let again = node.fix(&["--output", "json"]).expect(1);
+    assert_eq!(again.commands().len(), 1, "{again:?}");
+    assert_eq!(node.net.state(), before);
+}
+
+#[test]
+fn a_bridge_its_addresses_and_its_routes_are_made_together_or_not_at_all() {
+    let declare = |node: &Worker, v6: &str| {
+        node.config(&format!(
+            "kube_proxy: {{mode: off}}\nbridges: [{{name: br-vms, addresses: [10.100.0.1/16{v6}]}}]\n\
+             routes: [{{to: 10.101.0.0/16, via: 10.100.0.2, dev: br-vms}}, {{to: 10.102.0.0/16, via: 10.0.0.1}}]"
+        ));
+    };
+    let node = || {
+        let node = Worker::new().with_loose_rp_filter();
+        for all in ["all", "default"] {
+            node.net.set_sysctl(&format!("net/ipv6/conf/{all}/disable_ipv6"), "1");
+        }
+        node
+    };
+    let (refused, by_run, by_script) = (node(), node(), node());
+    declare(&refused, ", 'fd64::1/64'");
+    for _ in 0..2 {
+        let ran = refused.fix(&["--output", "json"]).expect(1);
+        let of = |command: &str| {
+            let of_it = |it: &&(String, String)| it.0.contains(command);
+            statuses(&ran).iter().find(of_it).map(|it| it.1.clone())
+        };
+        assert_eq!(of("fd64::1"), Some("failed".into()), "{ran:?}");
+        assert_eq!(of("ip link add name br-vms"), Some("skipped".into()), "{ran:?}");
+        assert!(!refused.net.ip("link").contains("br-vms"), "{ran:?}");
+        assert!(refused.net.ip("route").contains("10.102.0.0/16"), "what stands alone stays: {ran:?}");
+    }
+    // A dry run plans them together as well: its script leaves the node as a run does.
+    for node in [&by_run, &by_script] {
+        declare(node, "");
+    }
+    let script = by_script.fix(&["--dry-run"]).expect(0).out;
+    assert!(!script.contains("# blocked"), "{script}");
+    by_script.net.run("sh", &["-ec", &script]);
+    by_run.fix(&[]).expect(0);
+    assert_eq!(by_script.net.state(), by_run.net.state());
+    assert_eq!(by_run.fix(&[]).expect(0).out, "");
+    by_run.config("kube_proxy: {mode: off}");
+    by_run.fix(&[]).expect(0);
+    assert!(!by_run.net.ip("link").contains("br-vms"));
 }
 
 #[test]

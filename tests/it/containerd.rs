@@ -186,7 +186,7 @@ fn a_new_uplink_replaces_the_sandbox_of_kube_proxy_and_no_other() {
     node.with_kubelet(|| {
         let (old, untouched) = (node.ready("kube-proxy"), node.ready("exporter"));
         assert_eq!(node.worker.fix(&[]).expect(0).out, "", "the first run remembers");
-        node.worker.uplink(2);
+        node.worker.uplink_with_table(2);
         let json = node.worker.fix(&["--output", "json"]).expect(0).json();
         assert_eq!(json["converged"], true, "{json}");
         let changes = json["changes"].as_array().unwrap();

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::Value;
 
+use crate::cure;
 use crate::kit::{Netns, Ran, Worker, finish, node_fixer};
 use crate::rights::unprivileged;
 
@@ -23,21 +24,22 @@ const SYSCTL_50_REDHAT: &str = "# Source route verification\nnet.ipv4.conf.defau
     net.ipv4.conf.*.rp_filter = 1\n-net.ipv4.conf.all.rp_filter\n";
 const LINK_99_DEFAULT: &str =
     "[Match]\nOriginalName=*\n\n[Link]\nNamePolicy=keep kernel database\nMACAddressPolicy=persistent\n";
-const KEEP_FOREIGN: &str = "[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n";
+pub const KEEP_FOREIGN: &str = "[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n";
 
 /// A node: a network namespace, a scratch root and a configuration.
-struct Patient {
-    node: Worker,
-    root: tempfile::TempDir,
+pub struct Patient {
+    pub node: Worker,
+    pub root: tempfile::TempDir,
+    pub config: String,
 }
 
-fn write(root: &Path, path: &str, text: &str) {
+pub fn write(root: &Path, path: &str, text: &str) {
     let file = root.join(path);
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
     std::fs::write(file, text).unwrap();
 }
 
-fn doctor(net: &Netns, root: &Path, config: &str, args: &[&str]) -> Ran {
+pub fn doctor(net: &Netns, root: &Path, config: &str, args: &[&str]) -> Ran {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("config.yaml");
     std::fs::write(&file, format!("version: 1\n{config}\n")).unwrap();
@@ -46,7 +48,21 @@ fn doctor(net: &Netns, root: &Path, config: &str, args: &[&str]) -> Ran {
     let before = settled(net);
     let ran = finish(net.output(&mut command));
     assert_eq!(settled(net), before, "it changes nothing");
+    assert!(has_marks_of_vpc_cni(net) || !ran.out.contains("CNI"), "there is none here: {}", ran.out);
     ran
+}
+
+/// Whether anything of the VPC CNI's is here: its mark, a link of its names, or rules of all its priorities.
+fn has_marks_of_vpc_cni(net: &Netns) -> bool {
+    let rules = net.ip("rule");
+    let of_cni = |name: &str| {
+        let digits = name.strip_prefix("eni").or_else(|| name.strip_prefix("vlan"));
+        digits.is_some_and(|it| it.len() == 11 && it.chars().all(|c| c.is_ascii_hexdigit()))
+    };
+    let links = net.ip_json("link show");
+    let mut names = links.as_array().unwrap().iter().filter_map(|link| link["ifname"].as_str());
+    let all = ["512:", "1536:", "32765:"].iter().all(|priority| rules.contains(priority));
+    names.any(of_cni) || rules.contains("fwmark 0x80/0x80") || all
 }
 
 /// The state, without the kernel's own routes, which it still changes on links that have just come up.
@@ -56,7 +72,7 @@ fn settled(net: &Netns) -> String {
 }
 
 /// Causes with the files that they are in, of a run that could see everything.
-fn causes(ran: &Ran) -> Vec<(String, String)> {
+pub fn causes(ran: &Ran) -> Vec<(String, String)> {
     let json = ran.json();
     assert_eq!(json["unseen"], Value::Array(vec![]), "{ran:?}");
     let findings = json["findings"].as_array().unwrap().clone();
@@ -76,12 +92,16 @@ fn assert_safe(cure: &str) {
 }
 
 impl Patient {
+    pub fn of(node: Worker) -> Patient {
+        Patient { node, root: tempfile::tempdir().unwrap(), config: String::new() }
+    }
+
     /// A healthy worker with the VPC CNI: two uplinks, a pod of each, and the files of a distribution that knows of
     /// the CNI.
-    fn of_vpc_cni() -> Patient {
+    pub fn of_vpc_cni() -> Patient {
         let node = Worker::new().with_pod(100).with_pod(101).with_loose_rp_filter();
         node.net.ip("rule add priority 1024 fwmark 0x80/0x80 lookup main");
-        let patient = Patient { node, root: tempfile::tempdir().unwrap() };
+        let patient = Patient::of(node);
         patient.file("usr/lib/sysctl.d/50-default.conf", SYSCTL_50_DEFAULT);
         patient.file("usr/lib/udev/rules.d/99-systemd.rules", UDEV_RULE);
         patient.file("usr/lib/systemd/network/99-default.link", LINK_99_DEFAULT);
@@ -92,40 +112,51 @@ impl Patient {
         patient
     }
 
-    fn file(&self, path: &str, text: &str) {
+    pub fn file(&self, path: &str, text: &str) {
         write(self.root.path(), path, text);
     }
 
-    fn index(&self, link: &str) -> u64 {
+    pub fn index(&self, link: &str) -> u64 {
         self.node.net.ip_json(&format!("link show dev {link}"))[0]["ifindex"].as_u64().unwrap()
     }
 
     /// systemd-networkd runs and says this of an interface.
-    fn networkd(&self, link: &str, state: &str) {
+    pub fn networkd(&self, link: &str, state: &str) {
         self.file("run/systemd/netif/state", "OPER_STATE=routable\n");
         self.file(&format!("run/systemd/netif/links/{}", self.index(link)), state);
     }
 
-    fn examined(&self, args: &[&str]) -> Ran {
-        doctor(&self.node.net, self.root.path(), "", args)
+    pub fn examined(&self, args: &[&str]) -> Ran {
+        doctor(&self.node.net, self.root.path(), &self.config, args)
     }
 
-    fn causes(&self) -> Vec<(String, String)> {
+    pub fn causes(&self) -> Vec<(String, String)> {
         causes(&self.examined(&["--output", "json"]))
     }
 
     /// The one cause that is found, its evidence and its cure.
-    fn only(&self, cause: &str, file: &str) -> (String, String) {
+    pub fn only(&self, cause: &str, file: &str) -> (String, String) {
         let ran = self.examined(&["--output", "json"]);
         assert_eq!(causes(&ran), [(cause.to_owned(), file.to_owned())], "{ran:?}");
         let finding = &ran.json()["findings"][0];
         (finding["evidence"].as_str().unwrap().into(), finding["cure"].as_str().unwrap().into())
     }
 
-    /// The cure that changes the kernel's state alone is carried out, and then nothing is found.
-    fn is_cured_by(&self, cure: &str) {
-        self.node.net.run("sh", &["-ec", cure]);
+    /// The cure is carried out, everything works that worked before, and then nothing is found.
+    pub fn is_cured_by(&self, cure: &str) {
+        let before = cure::working(&self.node);
+        cure::carry_out(&self.node.net, self.root.path(), cure);
         assert_eq!(self.causes(), [], "after: {cure}");
+        cure::assert_kept(&before, &self.node, cure);
+    }
+}
+
+/// Whatever state a test leaves, each cure that is offered for it is one that can be followed blindly.
+impl Drop for Patient {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            cure::heals(&self.node, self.root.path(), &self.config, &|| self.examined(&["--output", "json"]));
+        }
     }
 }
 
@@ -329,8 +360,8 @@ fn the_proposed_files_cure_and_are_not_installed() {
     ];
     assert_eq!(written, expected.map(|path| directory.join(path).to_str().unwrap().to_owned()), "{ran:?}");
     let text = |path: &str| std::fs::read_to_string(directory.join(path)).unwrap();
-    assert!(text(expected[0]).contains("unmanaged-devices+=interface-name:eth1\n"), "{}", text(expected[0]));
-    assert!(text(expected[2]).contains("Name=eth1\n"), "{}", text(expected[2]));
+    assert!(text(expected[0]).contains("+=type:ethernet;except:interface-name:eth0\n"), "{}", text(expected[0]));
+    assert!(text(expected[2]).contains("Type=ether\nKind=!*\nName=!eth0\n"), "{}", text(expected[2]));
     let count = causes(&patient.examined(&["--output", "json"])).len();
     assert_eq!(count, 6, "nothing was installed: {ran:?}");
 
@@ -484,9 +515,9 @@ fn a_cure_leaves_files_that_are_there_as_they_are() {
         assert_eq!(std::os::unix::fs::PermissionsExt::mode(&new.permissions()) & 0o777, 0o644, "{path}");
     }
     let text = |path: &str| std::fs::read_to_string(patient.root.path().join(path)).unwrap();
-    assert!(text("etc/systemd/network/01-node-fixer-unmanaged2.network").contains("Name=eth1 eth2\n"));
-    let both = "unmanaged-devices+=interface-name:eth1;interface-name:eth2\n";
-    assert!(text("etc/NetworkManager/conf.d/90-node-fixer2.conf").contains(both));
+    assert!(text("etc/systemd/network/01-node-fixer-unmanaged2.network").contains("Name=!eth0\n"));
+    let all_but_it = "unmanaged-devices+=type:ethernet;except:interface-name:eth0\n";
+    assert!(text("etc/NetworkManager/conf.d/90-node-fixer2.conf").contains(all_but_it));
     net.set_sysctl("net/ipv4/ip_forward", "1");
     let left: Vec<String> = patient.causes().into_iter().map(|(cause, _)| cause).collect();
     assert_eq!(left, ["networkd_manages_uplink", "networkmanager_manages_uplink"], "the managers themselves tell");
@@ -578,7 +609,7 @@ fn a_network_manager_has_a_secondary_uplink() {
     let device = format!("run/NetworkManager/devices/{}", patient.index("eth1"));
     patient.file(&device, "[device]\nmanaged=true\nconnection-uuid=x\n");
     let (_, cure) = patient.only("networkmanager_manages_uplink", &format!("/{device}:2"));
-    assert!(cure.contains("interface-name:eth1"), "{cure}");
+    assert!(cure.contains("except:interface-name:eth0'"), "it holds for uplinks to come: {cure}");
     patient.file(&device, "[device]\nmanaged=false\n");
     patient.file(&format!("run/NetworkManager/devices/{}", patient.index("eth0")), "[device]\nmanaged=true\n");
     assert_eq!(patient.causes(), [], "the first uplink is theirs");
@@ -879,11 +910,14 @@ fn a_lost_default_and_a_flushed_table_are_told_apart() {
     assert_eq!(net.ip("route show table 2"), "", "the kernel has dropped what was there");
     let (evidence, cure) = patient.only("table_flushed", "");
     assert!(evidence.contains("10.0.1.10, 10.0.1.100, 10.0.1.101"), "{evidence}");
-    assert!(cure.starts_with('#'), "no gateway is certain here: {cure}");
-    // Where the main table's gateway lies in the uplink's subnet it is.
-    net.ip("route replace default via 10.0.1.1 dev eth0 onlink");
-    let (_, cure) = patient.only("table_flushed", "");
     patient.is_cured_by(&cure);
+
+    // Where the gateways of this node are not the first addresses of their subnets nothing tells the one of eth1.
+    net.ip("route flush table 2");
+    net.ip("route replace default via 10.0.0.2 dev eth0");
+    let (_, cure) = patient.only("table_flushed", "");
+    assert!(cure.starts_with("# the gateway of table 2 is unknown: ") && cure.lines().count() == 1, "{cure}");
+    net.ip("route replace default via 10.0.0.1 dev eth0");
 
     net.ip("route flush table 2");
     net.ip("route add 198.51.100.0/24 via 10.0.1.1 dev eth1 table 2");
@@ -958,7 +992,7 @@ fn a_node_with_pods_of_ipv6_alone_forwards_that() {
     node.net.set_sysctl("net/ipv4/ip_forward", "0");
     node.net.set_sysctl("net/ipv4/conf/eni00000000064/rp_filter", "2");
     node.net.settle();
-    let patient = Patient { node, root: tempfile::tempdir().unwrap() };
+    let patient = Patient::of(node);
     let net = &patient.node.net;
     assert_eq!(patient.causes(), [], "nobody needs IPv4 forwarded");
 

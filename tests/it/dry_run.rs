@@ -50,12 +50,14 @@ fn the_script_does_what_the_run_does() {
 #[test]
 fn it_is_a_script_with_reasons_and_counts() {
     let node = Worker::new().with_pod(100).without_default(2);
+    node.net.set_sysctl("net/ipv4/conf/default/rp_filter", "1");
+    node.net.set_sysctl("net/ipv4/conf/lo/rp_filter", "1");
     node.net.ip("route add 10.0.1.2 dev eth1 table 2 scope link");
     let script = node.fix(&["--dry-run"]).expect(0).out;
     let lines: Vec<&str> = script.lines().collect();
     assert_eq!(lines[0], "#!/bin/sh");
-    assert!(lines[1].starts_with("# rp_filter: rp_filter of default is 0"), "{script}");
-    assert_eq!(lines[2], "sysctl -w net.ipv4.conf.lo.rp_filter=0; sysctl -w net.ipv4.conf.default.rp_filter=2");
+    assert!(lines[1].starts_with("# rp_filter: rp_filter of default is 1"), "{script}");
+    assert_eq!(lines[2], "sysctl -w net.ipv4.conf.lo.rp_filter=1; sysctl -w net.ipv4.conf.default.rp_filter=2");
     assert!(script.contains("\n# blocked: default_routes: "), "{script}");
     assert_eq!(*lines.last().unwrap(), "# 3 planned, 1 blocked");
 }

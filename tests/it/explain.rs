@@ -9,10 +9,10 @@ use serde_json::Value;
 use crate::kit::{Netns, Worker, finish, node_fixer};
 
 /// Pseudo-random numbers of a seed (splitmix64).
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+    pub fn roll(&mut self, sides: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -20,11 +20,11 @@ impl Dice {
         ((mixed ^ (mixed >> 31)) % sides as u64) as usize
     }
 
-    fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
+    pub fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
         of[self.roll(of.len())]
     }
 
-    fn chance(&mut self, one_in: usize) -> bool {
+    pub fn chance(&mut self, one_in: usize) -> bool {
         self.roll(one_in) == 0
     }
 }
@@ -203,7 +203,7 @@ fn flushed(words: &Words) -> Vec<String> {
 }
 
 /// `ip -batch`, which goes on after a failure: the output, and which lines failed with what.
-fn batch(net: &Netns, family: &str, lines: &[String]) -> (Vec<Value>, BTreeMap<usize, String>) {
+pub fn batch(net: &Netns, family: &str, lines: &[String]) -> (Vec<Value>, BTreeMap<usize, String>) {
     let run = || {
         let mut ip = Command::new("ip");
         ip.args([family, "-N", "-j", "-force", "-batch", "-"]).stdin(Stdio::piped());
@@ -495,7 +495,8 @@ fn what_comes_from_outside_comes_in_where_its_destination_belongs() {
     let node = Worker::new().with_pod(100).without_default(2).with_carrier();
     for to in ["10.0.1.100", "10.0.1.10"] {
         let belongs = format!("it comes in by eth1, where {to} belongs (its table 2 leads there)");
-        let leaves = format!("so the packet leaves by eth0, but {to} belongs to eth1");
+        let is = if to == "10.0.1.10" { "is an address of" } else { "belongs to" };
+        let leaves = format!("so the packet leaves by eth0, but {to} {is} eth1");
         let strict = format!("breaks: eth1 drops the packet from 192.0.2.9 to {to} as a martian (rp_filter 1, strict)");
         says(&node, ["192.0.2.9", to], 1, &[&belongs, &leaves, &strict]);
     }

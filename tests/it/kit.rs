@@ -285,6 +285,17 @@ impl Worker {
         self
     }
 
+    /// An uplink ethN with a policy table of its own, N + 1, as the VPC CNI sets it up.
+    pub fn uplink_with_table(&self, number: u8) {
+        let (n, table) = (number, number + 1);
+        self.uplink(n);
+        // Even where the kernel looks for no duplicates, an IPv6 address is tentative for a moment.
+        until("no address is tentative", || self.net.ip(&format!("addr show dev eth{n} tentative")).is_empty());
+        self.net.ip(&format!("route add 10.0.{n}.1 dev eth{n} table {table} scope link"));
+        self.net.ip(&format!("route add default via 10.0.{n}.1 dev eth{n} table {table}"));
+        self.net.ip(&format!("rule add priority 32765 from 10.0.{n}.10 lookup {table}"));
+    }
+
     /// A pod with an address of the second uplink's subnet, and the CNI's rules and route for it.
     pub fn with_pod(mut self, last: u8) -> Worker {
         let pod = Netns::new();
@@ -316,6 +327,11 @@ impl Worker {
 
     pub fn pod(&self, number: usize) -> &Netns {
         &self.pods[number]
+    }
+
+    /// The namespaces of all pods.
+    pub fn pods(&self) -> &[Netns] {
+        &self.pods
     }
 
     pub fn with_policy_table(self, gateway: &str, dev: &str, table: u32) -> Worker {

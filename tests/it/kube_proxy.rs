@@ -1,9 +1,11 @@
 //! kube-proxy, with a crictl that prints what a real one was recorded to print.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
@@ -95,6 +97,16 @@ impl Kube {
         self.node.fix(&["--output", "json"]).expect(code).json()
     }
 
+    /// A run that has seen the change and waits for it to settle; and what it will have said by its end.
+    fn spawn_waiting(&self) -> (Child, JoinHandle<String>) {
+        let mut command = self.node.command(&["-v"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = self.node.net.enter(|| command.spawn()).unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(lines.by_ref().any(|line| line.contains("Settle(")), "it does not wait");
+        (child, std::thread::spawn(move || lines.collect::<Vec<_>>().join("\n")))
+    }
+
     fn spawn(&self) -> Child {
         let mut command = self.node.command(&[]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -109,7 +121,7 @@ fn both(id: &str) -> Vec<String> {
 #[test]
 fn a_new_uplink_restarts_it_once() {
     let kube = Kube::new("");
-    kube.node.uplink(2);
+    kube.node.uplink_with_table(2);
     let json = kube.json(0);
     assert_eq!(json["converged"], true);
     let change = json["changes"].as_array().unwrap().iter().find(|change| change["object"] == "pod").unwrap().clone();
@@ -170,23 +182,156 @@ fn every_change_of_an_uplink_counts_and_nothing_else() {
     net.ip("rule del priority 32765"); // nothing is left of this uplink that a gateway would be missed for
     counts("gone", true, &|| drop(net.ip("link del eth1")));
     // The same name and address, another index.
-    kube.node.uplink(3);
-    net.ip("link add eth4 index 7777 type bridge");
-    net.ip("link set eth4 address 02:00:00:00:44:44");
+    let eth4 = |index: u32| {
+        net.ip(&format!("link add eth4 index {index} address 02:00:00:00:44:44 type bridge"));
+        net.set_sysctl("net/ipv4/conf/eth4/rp_filter", "2");
+        net.set_sysctl("net/ipv6/conf/eth4/disable_ipv6", "1");
+        net.ip("addr add 10.0.4.10/24 dev eth4");
+        net.ip("link set eth4 up");
+        net.ip("route replace default via 10.0.4.1 dev eth4 metric 44");
+    };
+    eth4(7777);
     kube.node.fix(&[]).expect(0);
     kube.log();
     counts("index", true, &|| {
         net.ip("link del eth4");
-        net.ip("link add eth4 index 7778 type bridge");
-        net.ip("link set eth4 address 02:00:00:00:44:44");
-        net.set_sysctl("net/ipv4/conf/eth4/rp_filter", "2");
+        eth4(7778);
     });
+}
+
+/// A link counts for what kube-proxy learns of it, its addresses, and only where packets leave by it.
+#[test]
+fn only_uplinks_with_an_address_count_whatever_their_names() {
+    let kube = Kube::new("");
+    let net = &kube.node.net;
+    let counts = |what: &str, expected: bool, change: &dyn Fn()| {
+        let before = kube.ready();
+        change();
+        net.set_sysctl("net/ipv4/conf/all/rp_filter", "2"); // of new links, none of which this is about
+        kube.node.fix(&[]).expect(0);
+        let expected = if expected { both(&before[0]) } else { vec![] };
+        assert_eq!(kube.deeds(), expected, "{what}");
+    };
+    counts("an uplink without an address", false, &|| {
+        net.ip("link add eth7 type veth peer name far7");
+        net.ip("link set eth7 up");
+        net.ip("link set far7 up");
+    });
+    for (number, (name, kind)) in (20..).zip([
+        ("docker0", "type bridge"),
+        ("tailscale0", "type vxlan id 5 dstport 4789"),
+        ("cali0123456789a", "type veth peer name far8"),
+        ("eni0123456789a", "type veth peer name far9"),
+        ("eth77", "type bridge"),
+    ]) {
+        counts(name, false, &|| {
+            net.ip(&format!("link add {name} {kind}"));
+            net.ip(&format!("addr add 10.2.{number}.1/24 dev {name}"));
+            net.ip(&format!("link set {name} up"));
+        });
+    }
+    counts("its twin is one by main's default", true, &|| {
+        drop(net.ip("route add default via 10.2.24.9 dev eth77 metric 77 onlink"));
+    });
+    counts("enp39s0", true, &|| {
+        net.ip("link add enp39s0 type veth peer name far10");
+        net.ip("addr add 10.2.10.1/24 dev enp39s0");
+        net.ip("link set enp39s0 up");
+        net.ip("rule add from 10.2.9.9 lookup 39");
+        net.ip("route add default via 10.2.10.9 dev enp39s0 table 39 onlink");
+    });
+    counts("its default goes, and kube-proxy knows all that is there", false, &|| {
+        drop(net.ip("route replace default via 10.0.1.1 dev eth1 table 39"));
+    });
+    counts("and comes back", false, &|| {
+        drop(net.ip("route replace default via 10.2.10.9 dev enp39s0 table 39 onlink"));
+    });
+    counts("an address of it", true, &|| drop(net.ip("addr add 10.2.10.2/24 dev enp39s0")));
+}
+
+#[test]
+fn what_an_earlier_version_remembered_restarts_nothing() {
+    let pattern = "^(eth|ens)[0-9]+$";
+    let state = |kube: &Kube| kube.node.directory.path().join("state/state.json");
+    // What it remembered by its default.
+    let kube = Kube::new("");
+    let text = fs::read_to_string(state(&kube)).unwrap();
+    fs::write(state(&kube), text.replace("\"interfaces\":\"auto\"", &format!("\"interfaces\":\"{pattern}\""))).unwrap();
+    let ran = kube.node.fix(&[]).expect(0);
+    assert_eq!((ran.err.as_str(), kube.log().as_str()), ("", ""));
+    assert_eq!(kube.memory()["interfaces"], "auto");
+    kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
+    kube.node.fix(&[]).expect(0);
+    assert_eq!(kube.deeds(), both(OLD), "changes count from then on");
+    // Where the pattern is configured, it remembered links without an address as well.
+    let kube = Kube::new(&format!("interfaces: '{pattern}'"));
+    let text = fs::read_to_string(state(&kube)).unwrap();
+    let bare = r#""uplinks":[{"name":"eth8","index":88,"hardware":"02","addresses":[]},"#;
+    assert!(text.contains("\"uplinks\":["), "{text}");
+    fs::write(state(&kube), text.replacen("\"uplinks\":[", bare, 1)).unwrap();
+    kube.node.fix(&[]).expect(0);
+    assert_eq!(kube.log(), "");
+    assert!(!kube.memory().to_string().contains("eth8"), "it is remembered without");
+}
+
+#[test]
+fn one_that_started_while_it_was_waited_is_not_restarted() {
+    let kube = Kube::new("settle: 3s");
+    kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
+    let (mut child, said) = kube.spawn_waiting();
+    kube.unset(&format!("ready/{OLD}"));
+    kube.start(&"cd".repeat(32));
+    assert!(child.wait().unwrap().success(), "{:?}", said.join());
+    assert_eq!(kube.deeds(), Vec::<String>::new());
+    assert_eq!(kube.node.fix(&[]).expect(0).out, "", "it is remembered");
+    assert_eq!(kube.log(), "");
+}
+
+#[test]
+fn an_uplink_that_appears_while_it_was_waited_is_left_to_the_next_run() {
+    let kube = Kube::new("settle: 3s");
+    kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
+    let (mut child, said) = kube.spawn_waiting();
+    kube.node.uplink_with_table(2);
+    assert!(child.wait().unwrap().success());
+    let said = said.join().unwrap();
+    assert!(said.contains("they are still changing"), "{said}");
+    assert_eq!(kube.log(), "", "crictl is not even asked");
+    kube.configure("");
+    kube.node.fix(&[]).expect(0);
+    assert_eq!(kube.deeds(), both(OLD), "once for both changes");
+    kube.node.fix(&[]).expect(0);
+    assert_eq!(kube.log(), "");
+}
+
+#[test]
+fn labels_that_no_pod_has_are_reported_once() {
+    let resembles = fs::read_to_string("tests/fixtures/crictl/pods-by-name-regex.txt").unwrap();
+    let start = resembles.find("    {\n      \"id\":  \"de3dac98").unwrap();
+    let resembles = &resembles[start..start + resembles[start..].find("\n    },").unwrap() + 6];
+    for others in [true, false] {
+        let kube = Kube::new("");
+        kube.unset(&format!("ready/{OLD}"));
+        if others {
+            kube.set("resembles", &resembles.replace("\"kube-proxy\",", "\"another\","));
+        }
+        kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
+        let ran = kube.node.fix(&[]).expect(0);
+        let said = "no pod of the namespace kube-system has the labels k8s-app=kube-proxy";
+        assert_eq!(ran.err.contains(said), others, "{ran:?}");
+        assert_eq!(kube.deeds(), Vec::<String>::new());
+        assert_eq!(kube.node.fix(&[]).expect(0).err, "", "once");
+        kube.node.net.ip("addr add 10.0.1.78/24 dev eth1");
+        assert_eq!(kube.node.fix(&[]).expect(0).err, "", "nor by the next change");
+        assert_eq!(kube.node.fix(&["status"]).expect(0).out.contains(said), others);
+        assert_eq!(kube.node.fix(&["--dry-run", "--output", "npd"]).expect(0).out, "the network is as declared\n");
+    }
 }
 
 #[test]
 fn a_dry_run_shows_it_and_forgets_and_remembers_nothing() {
     let kube = Kube::new("settle: 1h");
-    kube.node.uplink(2);
+    kube.node.uplink_with_table(2);
     let before = kube.memory();
     let script = kube.node.fix(&["--dry-run"]).expect(0).out;
     let crictl = kube.fake.join("crictl");
@@ -205,11 +350,9 @@ fn a_dry_run_shows_it_and_forgets_and_remembers_nothing() {
 fn uplinks_that_still_move_are_left_to_the_next_run() {
     let kube = Kube::new("settle: 2s");
     kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
-    let child = kube.spawn();
-    std::thread::sleep(Duration::from_millis(700));
+    let (mut child, said) = kube.spawn_waiting();
     kube.node.net.ip("addr add 10.0.1.78/24 dev eth1");
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{output:?}");
+    assert!(child.wait().unwrap().success(), "{:?}", said.join());
     assert_eq!(kube.log(), "", "crictl is not even asked");
     kube.configure("");
     kube.node.fix(&[]).expect(0);
@@ -431,7 +574,7 @@ fn without_kubelet_it_fails_with_a_hint_and_goes_on_waiting() {
 fn a_crictl_that_fails_is_told_even_if_others_were_mended() {
     let kube = Kube::new("");
     kube.set("mode", "fail");
-    kube.node.uplink(2);
+    kube.node.uplink_with_table(2);
     let json = kube.json(1);
     assert_eq!(json["changes"][0]["status"], "applied", "rp_filter of the new uplink: {json}");
     assert!(json["blocked"][0]["because"].as_str().unwrap().contains("connect: no such file"), "{json}");

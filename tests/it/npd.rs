@@ -35,7 +35,7 @@ fn each_state_of_a_node_has_its_exit_code_and_line() {
     let node = healthy();
     assert_eq!(plugin(&node, 0), FINE);
     node.net.ip("route del default table 2");
-    let said = "1 to do: default_routes: table 2 has no default route for 10.0.1.10, 10.0.1....\n";
+    let said = "1 to do: default_routes: table 2 has no IPv4 default route for 10.0.1.10, 10...\n";
     assert_eq!(plugin(&node, 1), said);
     node.net.set_sysctl("net/ipv4/conf/eth1/rp_filter", "1");
     assert!(plugin(&node, 1).starts_with("2 to do: "));
@@ -47,6 +47,18 @@ fn each_state_of_a_node_has_its_exit_code_and_line() {
     assert!(plugin(&node, 1).starts_with("1 blocked: routes: "));
     node.config("");
     assert_eq!(plugin(&node, 0), FINE);
+}
+
+#[test]
+fn a_rule_of_the_kernels_that_is_missing_is_a_problem() {
+    let node = healthy();
+    node.net.ip("rule add priority 100 lookup local");
+    node.net.ip("rule del priority 0 lookup local");
+    assert_eq!(plugin(&node, 0), FINE, "moved, as Cilium does");
+    node.net.ip("-6 rule del priority 32766");
+    assert_eq!(plugin(&node, 1), "the kernel's IPv6 rule 32766 to table main is missing\n");
+    let script = node.fix(&["--dry-run"]).expect(0).out;
+    assert!(script.ends_with("# nothing to do\n"), "a run does nothing about it: {script}");
 }
 
 #[test]

@@ -65,8 +65,8 @@ fn go_wrong(node: &Worker, number: usize, second: u64) {
         (2, 50..52) => drop(node.net.ip("rule add priority 1536 from 10.0.1.102 lookup 7")),
         (2, 90..92) => drop(node.net.ip("rule del priority 1536 from 10.0.1.102 lookup 7")),
         // Uplinks come.
-        (2, 30..32) => node.uplink(2),
-        (1, 70..72) => node.uplink(2),
+        (2, 30..32) => node.uplink_with_table(2),
+        (1, 70..72) => node.uplink_with_table(2),
         _ => {}
     }
 }

@@ -152,3 +152,13 @@ fn a_table_that_was_flushed_with_its_link_comes_back_whole() {
 fn from(line: &str) -> String {
     format!("from {} lookup", line.split_whitespace().find_map(|word| word.split_once('/')).unwrap().0)
 }
+
+#[test]
+fn doctor_finds_nothing_on_healthy_ones() {
+    for (name, recording) in RECORDED {
+        let node = replay(recording);
+        let empty = tempfile::tempdir().unwrap();
+        let ran = node.fix(&["doctor", "--root", empty.path().to_str().unwrap()]);
+        assert_eq!((ran.code, ran.out.as_str()), (0, "nothing found\n"), "{name}: {ran:?}");
+    }
+}

@@ -65,6 +65,7 @@ fn a_run_without_the_capability_names_it_and_does_nothing() {
 #[test]
 fn the_one_capability_is_enough_for_everything() {
     let node = Worker::new().with_pod(100).without_default(2);
+    node.net.set_sysctl("net/ipv4/conf/default/rp_filter", "1");
     node.config(
         "kube_proxy: {mode: off}
 rules: [{priority: 9, from: 10.0.1.9, table: 2}]

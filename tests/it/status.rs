@@ -27,7 +27,7 @@ fn a_node_that_was_never_looked_after_has_no_last_run() {
     let status = status(&node);
     assert_eq!(
         (&status["format_version"], &status["last_run"], &status["next_run"]),
-        (&json!("1.2"), &Value::Null, &Value::Null)
+        (&json!("1.3"), &Value::Null, &Value::Null)
     );
     let expected = json!({"reconciler": "default_routes", "mode": "enforce", "to_do": 0, "held": 0, "observed": 0,
                           "blocked": 0, "last_change": null});
@@ -184,7 +184,7 @@ fn what_it_cannot_see_is_said() {
     let node = healthy();
     node.fix(&[]).expect(0);
     node.config("kube_proxy: {crictl: /nonexistent}");
-    node.uplink(2);
+    node.uplink_with_table(2);
     let ran = node.fix(&["status"]).expect(1);
     let failed = "could not look: kube_proxy: a restart of kube-proxy: uplinks changed: +eth2";
     assert!(ran.out.contains(failed) && ran.out.contains("kube_proxy      could not look   "), "{ran:?}");

@@ -1,0 +1,290 @@
+//! Causes in the rules, routes and addresses of the VPC CNI's pods.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use cidr::IpCidr;
+
+use super::Finding;
+use super::facts::{Facts, shortened};
+use super::tables::exits;
+use crate::net::{Family, PROTO_DECLARED, PROTO_KERNEL, Rule, Selector, SysctlKey, TABLE_MAIN, UPLINK_RULE_PRIORITY};
+use crate::observed::{Address, Gap, SeenRoute, Target};
+use crate::sorted;
+use crate::topology::cni::{FROM_POD, TO_POD};
+use crate::topology::host;
+use crate::topology::pods::Site;
+use crate::topology::starting_rules::EVERYTHING;
+use crate::topology::vpc::PodRules;
+
+/// The pods of the main table, with what is known of them. Those behind branch links have other rules.
+struct Here<'a> {
+    pods: BTreeMap<IpAddr, Site>,
+    rules: PodRules<'a>,
+    /// The uplinks in whose subnet each lies, where the first uplink has no such subnet.
+    secondary: BTreeMap<IpAddr, BTreeSet<u32>>,
+}
+
+impl<'a> Here<'a> {
+    fn of(facts: &'a Facts) -> Result<Here<'a>, Gap> {
+        let topology = facts.topology();
+        let (rules, mut pods) = (topology.vpc_pod_rules()?, topology.vpc_pods()?);
+        pods.retain(|_, site| site.table == TABLE_MAIN);
+        let first = topology.first_uplinks()?;
+        let mut secondary = BTreeMap::new();
+        for family in [Family::V4, Family::V6] {
+            let subnets = topology.connected_subnets(family)?;
+            for pod in pods.keys().filter(|pod| Family::of(**pod) == family) {
+                let holders = subnets.holders(*pod);
+                if !first.is_empty() && !holders.is_empty() && holders.is_disjoint(&first) {
+                    secondary.insert(*pod, holders);
+                }
+            }
+        }
+        Ok(Here { pods, rules, secondary })
+    }
+
+    /// The rules 1536 of the other pods that are here and of the same subnet.
+    fn of_neighbours(&self, pod: IpAddr) -> Vec<&'a Rule> {
+        let Some(around) = self.secondary.get(&pod) else { return Vec::new() };
+        let near = |other: &IpAddr| self.secondary.get(other) == Some(around);
+        let rules = self.rules.from.iter().filter(|(other, _)| **other != pod && near(other));
+        rules.flat_map(|(_, rules)| rules).copied().collect()
+    }
+
+    /// The pods whose rules somebody removed: all of them at once, though pods that came later may have theirs. (A few
+    /// without, or one whose subnet's other pods have theirs, are another matter.)
+    fn flushed(&self) -> BTreeSet<IpAddr> {
+        let lacking = sorted::set(self.pods.keys().copied().filter(|pod| !self.rules.from.contains_key(pod)));
+        let bare = sorted::set(lacking.iter().copied().filter(|pod| !self.rules.to.contains_key(pod)));
+        let at_once = bare.len() > 1 && 2 * bare.len() >= self.pods.len();
+        let without_any = self.rules.to.is_empty() && self.rules.from.is_empty();
+        let mut flushed = if at_once || without_any { bare } else { BTreeSet::new() };
+        for pod in lacking {
+            // Its rule 512 somebody has put back.
+            if self.secondary.contains_key(&pod) && self.of_neighbours(pod).is_empty() {
+                flushed.insert(pod);
+            }
+        }
+        flushed
+    }
+
+    /// The rule 1536 that a pod lacks, by those of its subnet's other pods, where they leave no doubt about it.
+    fn rule_of_neighbours(&self, pod: IpAddr) -> Option<Rule> {
+        if self.rules.from.contains_key(&pod) {
+            return None;
+        }
+        let of_pod = |rule: &Rule| {
+            let selector = Selector { from: Some(IpCidr::new_host(pod)), ..rule.selector.clone() };
+            Rule { selector, ..rule.clone() }
+        };
+        let mut rules = self.of_neighbours(pod).into_iter().map(of_pod);
+        let first = rules.next();
+        first.filter(|first| rules.all(|rule| rule == *first))
+    }
+}
+
+pub fn rules_flushed(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let here = Here::of(facts)?;
+    let flushed = here.flushed();
+    if flushed.is_empty() {
+        return Ok(Vec::new());
+    }
+    let which = if here.rules.to.is_empty() && here.rules.from.is_empty() {
+        format!("and there is not one rule {TO_POD} or {FROM_POD}")
+    } else {
+        format!("whose rules {TO_POD} and {FROM_POD}, or one of them, are gone")
+    };
+    let evidence = format!(
+        "the main table has routes to {} pods ({}), {which}: something removed them all at once, as systemd-networkd does \
+         when it restarts, or nm-cloud-setup. The CNI does not make them again",
+        flushed.len(),
+        shortened(&flushed)
+    );
+    let cure = "# recreate the pods of this node, after the cause is cured: drain it with kubectl, then uncordon it";
+    Ok(vec![Finding::new(evidence, None, cure.into())])
+}
+
+pub fn pod_without_rule(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let here = Here::of(facts)?;
+    let flushed = here.flushed();
+    let mut found = Vec::new();
+    let with_link = |pod: &IpAddr, site: &Site| Ok(format!("{pod} ({})", facts.name_of(site.link)?));
+    let (mut to, mut to_cures, mut from, mut from_cures) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (pod, site) in here.pods.iter().filter(|(pod, _)| !flushed.contains(*pod)) {
+        if !here.rules.to.contains_key(pod) {
+            to.push(with_link(pod, site)?);
+            to_cures.push(to_pod(*pod).command("add"));
+        }
+        if let Some(rule) = here.rule_of_neighbours(*pod) {
+            from.push(with_link(pod, site)?);
+            // Of two uplinks of one subnet the neighbours do not tell the pod's own.
+            let holders = here.secondary.get(pod).cloned().unwrap_or_default();
+            let leads_by_it = exits(facts.table(rule.family, rule.table)?) == holders;
+            from_cures.push(if holders.len() == 1 && leads_by_it {
+                rule.command("add")
+            } else {
+                format!("# recreate the pod {pod} (kubectl delete pod): nothing tells its uplink for certain")
+            });
+        }
+    }
+    let matter_to = format!(
+        "no rule {TO_POD} does, as for the node's other pods: what pods of secondary uplinks send there leaves the node \
+         instead, and comes back as a martian"
+    );
+    let matter_from = format!(
+        "no rule {FROM_POD} leads from there to the table of the uplink, as for the other pods of the subnet: what is sent \
+         from there to the world leaves by the first uplink"
+    );
+    for (pods, cures, matter) in [(to, to_cures, matter_to), (from, from_cures, matter_from)] {
+        if !pods.is_empty() {
+            let evidence = format!("the main table leads to {}, and {matter}", shortened(pods));
+            found.push(Finding::new(evidence, None, cures.join("\n")));
+        }
+    }
+    Ok(found)
+}
+
+fn to_pod(pod: IpAddr) -> Rule {
+    let selector = Selector { to: Some(IpCidr::new_host(pod)), ..EVERYTHING };
+    Rule { family: Family::of(pod), priority: TO_POD, selector, table: TABLE_MAIN, protocol: 0 }
+}
+
+/// The host routes to what can be a pod, in all tables that rules name. IPv6 has routes to every interface; to a pod
+/// leads a host route.
+pub fn host_routes<'a>(facts: &'a Facts) -> Result<Vec<&'a SeenRoute>, Gap> {
+    let tables = facts.named_tables()?;
+    let to_hosts = tables.into_values().flatten().filter(|route| route.to.is_host_address());
+    Ok(to_hosts.filter(|route| route.target != Target::Special).collect())
+}
+
+/// The interfaces of pods to which no route leads, as text: a pod behind one may be alive, its routes went with the
+/// interface or have not come yet.
+pub fn idle(facts: &Facts) -> Result<Vec<String>, Gap> {
+    let to_hosts = host_routes(facts)?;
+    let used = sorted::set(to_hosts.iter().flat_map(|route| route.hops()).filter_map(|hop| hop.oif));
+    let links = facts.topology().vpc_pod_links()?;
+    let idle = links.into_keys().filter(|index| !used.contains(index));
+    let idle = facts.observed.links(idle)?.into_iter().flatten();
+    Ok(idle.map(|link| format!("{} ({})", link.dev.name, if link.up { "up" } else { "down" })).collect())
+}
+
+pub fn rule_without_pod(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let rules = facts.topology().vpc_pod_rules()?;
+    if rules.to.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Pods with a security group have their routes in a table of their branch interface.
+    let routed = sorted::set(host_routes(facts)?.iter().map(|route| route.to.first_address()));
+    let leaked: Vec<(&IpAddr, &&Rule)> = rules.to.iter().filter(|(pod, _)| !routed.contains(pod)).collect();
+    if leaked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut evidence = format!(
+        "rules {TO_POD} lead to {}, and no table has a route to it: the pod is gone and its rule was left, or the pod is \
+         there and lost its route",
+        shortened(leaked.iter().map(|(pod, _)| pod))
+    );
+    let from = leaked.iter().filter_map(|(pod, _)| rules.from.get(pod)).flatten();
+    let commands = leaked.iter().map(|(_, rule)| *rule).chain(from).map(|rule| rule.command("del"));
+    let mut cure = String::from("# where `crictl pods` and `kubectl get pods -o wide` know no such pod:");
+    let idle = idle(facts)?;
+    let mut mark = "";
+    if !idle.is_empty() {
+        evidence += &format!("; no route leads to {}: one of these pods may be behind it", shortened(idle));
+        cure = format!(
+            "# a pod behind an interface without a route may be alive: recreate it (kubectl delete pod)\n{cure}"
+        );
+        mark = "# ";
+    }
+    commands.for_each(|command| cure += &format!("\n{mark}{command}"));
+    Ok(vec![Finding::new(evidence, None, cure)])
+}
+
+pub fn pod_address_local(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let topology = facts.topology();
+    // A rule alone may be a policy for an address that is this node's own.
+    let pods = topology.vpc_pods()?;
+    let mut found = Vec::new();
+    let addresses = facts.observed.addresses()?;
+    for address in addresses.iter().filter(|address| pods.contains_key(&address.local)) {
+        let name = facts.name_of(address.index)?;
+        let evidence = format!(
+            "{} is a pod's address by its route, and an address of {name} as well: this node takes the \
+             pod's packets for its own. A network manager has configured all addresses of the interface, as cloud-init, \
+             nm-cloud-setup and ec2-net-utils do",
+            address.local
+        );
+        found.push(Finding::new(evidence, None, unconfigure(facts, address, &name)?));
+    }
+    Ok(found)
+}
+
+/// The command that takes an address away, and nothing with it.
+fn unconfigure(facts: &Facts, address: &Address, name: &str) -> Result<String, Gap> {
+    let topology = facts.topology();
+    let addresses = topology.addresses(address.index, Family::of(address.local))?;
+    let others: Vec<&Address> = addresses.filter(|it| it.local != address.local).collect();
+    // The last one takes the interface's routes along, in all tables.
+    let tables = facts.named_tables()?;
+    let is_used = |route: &SeenRoute| {
+        route.protocol != PROTO_KERNEL && route.hops().iter().any(|hop| hop.oif == Some(address.index))
+    };
+    if !others.iter().any(|it| it.global) && tables.into_values().flatten().any(is_used) {
+        return Ok(format!(
+            "# give {name} its own address first: with its last address the kernel drops all of its routes, and the pods' \
+             with them; then delete {}/{}",
+            address.local, address.length
+        ));
+    }
+    // The first address of a subnet takes the others along when it goes.
+    let behind = others.iter().any(|it| it.secondary && it.subnet == address.subnet);
+    let mut cure = String::new();
+    if !address.secondary
+        && behind
+        && let Some(name) = topology.name(address.index)?
+    {
+        cure = SysctlKey::conf_of(name, "promote_secondaries").command("1") + " && ";
+    }
+    Ok(cure + &format!("ip addr del {}/{} dev {name}", address.local, address.length))
+}
+
+/// Addresses that a network manager configures for the pods to come: each pod that gets one is cut off.
+pub fn leftover_addresses(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let topology = facts.topology();
+    let (uplinks, pods) = (topology.vpc_uplinks()?, topology.pods()?);
+    let named = sorted::set(facts.rules()?.into_iter().filter_map(|rule| host(rule.selector.from.as_ref())));
+    let of_cni = |rule: &&Rule| rule.priority == UPLINK_RULE_PRIORITY;
+    let own =
+        sorted::set(facts.rules()?.into_iter().filter(of_cni).filter_map(|rule| host(rule.selector.from.as_ref())));
+    let mut found = Vec::new();
+    for uplink in uplinks {
+        let all: Vec<&Address> = topology.addresses(uplink.index, Family::V4)?.filter(|it| it.global).collect();
+        let main: Vec<&&Address> = all.iter().filter(|it| own.contains(&it.local)).collect();
+        // What has another prefix length is no address of the cloud's list, but somebody's own.
+        let is_left = |it: &&Address| {
+            let beside = main.iter().any(|own| (own.subnet, own.length) == (it.subnet, it.length));
+            let known = named.contains(&it.local) || pods.contains_key(&it.local);
+            beside && !known && it.length < 32 && it.protocol != Some(PROTO_DECLARED)
+        };
+        let left: Vec<&Address> = all.iter().copied().filter(is_left).collect();
+        if left.is_empty() {
+            continue;
+        }
+        let evidence = format!(
+            "{} is the CNI's, and has {} beside its own address {}: a network manager has configured all addresses of the \
+             interface, as cloud-init, nm-cloud-setup and ec2-net-utils do, or did before they were disabled. A pod that is \
+             given one of them is unreachable, for this node takes its packets for its own",
+            uplink.name,
+            shortened(left.iter().map(|it| it.local)),
+            shortened(main.iter().map(|it| it.local))
+        );
+        let mut cure = "# where no program of this node uses them:".to_owned();
+        for address in left {
+            let command = unconfigure(facts, address, &uplink.name.to_string())?;
+            cure += &format!("\n# {}", command.trim_start_matches("# "));
+        }
+        found.push(Finding::new(evidence, None, cure));
+    }
+    Ok(found)
+}
