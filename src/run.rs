@@ -285,12 +285,10 @@ impl Outcome {
 impl Outcome {
     /// Reports each notice once, as long as it is so. That it cannot be remembered is no failure of the run.
     fn log_notices(&self, desired: &Desired, node: &mut Node) {
+        // What cannot be read for now is reported once more.
+        let reported = node.reported().cloned().unwrap_or_default();
         // Nothing is concluded from what was cut short.
-        if node.told_to_stop() {
-            return;
-        }
-        let reported = node.reported();
-        if self.notices.is_empty() && reported.is_empty() {
+        if node.told_to_stop() || self.notices.is_empty() && reported.is_empty() {
             return;
         }
         let mut now = Reported::new();

@@ -585,9 +585,22 @@ impl Node {
         Ok(())
     }
 
-    /// What earlier runs have reported and that was still so; nothing where that cannot be read for now.
-    pub fn reported(&mut self) -> Reported {
-        self.recall().map(|recall| recall.memory.reported).unwrap_or_default()
+    /// What earlier runs have reported and that was still so.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read for now.
+    pub fn reported(&mut self) -> io::Result<&Reported> {
+        self.memory().map(|memory| &memory.reported)
+    }
+
+    /// What was remembered so far.
+    fn memory(&mut self) -> io::Result<&Memory> {
+        let known = match self.memory.take() {
+            Some(known) => known,
+            None => state::recall(&self.state_dir, self.patient)?,
+        };
+        Ok(&self.memory.insert(known).0)
     }
 
     /// Whether this process was told to stop.
@@ -601,10 +614,7 @@ impl Node {
     ///
     /// It cannot be read for now, or there is no clock.
     pub fn recall(&mut self) -> io::Result<Recall> {
-        let mut memory = match &self.memory {
-            Some((memory, _)) => memory.clone(),
-            None => self.memory.insert(state::recall(&self.state_dir, self.patient)?).0.clone(),
-        };
+        let mut memory = self.memory()?.clone();
         if !self.patient {
             // Who asks what would be done wants to know now what is wrong with crictl.
             memory.kube_proxy.retry = None;
