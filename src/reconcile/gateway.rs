@@ -184,8 +184,12 @@ impl Search<'_> {
         let gateways = if near.is_empty() { &far } else { &near };
         match gateways.iter().collect::<Vec<_>>().as_slice() {
             [gateway] => {
-                let place =
-                    if is_link_local(**gateway) { "is a router on the link of" } else { "lies in the subnet of" };
+                let subnets = self.topology.subnets(index, self.family)?;
+                let place = match **gateway {
+                    gateway if is_link_local(gateway) => "is a router on the link of",
+                    gateway if subnets.iter().any(|subnet| subnet.contains(&gateway)) => "lies in the subnet of",
+                    _ => "is behind",
+                };
                 let text = format!("the main table's gateway {gateway} {place} {name}, {how}");
                 return self.check(Evidence { gateway: **gateway, index, text });
             }
