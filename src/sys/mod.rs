@@ -48,12 +48,13 @@ use crate::change::{Change, RestartPod};
 use crate::desired::Pattern;
 use crate::memory::{AddedAddress, Knowledge, Ledger, Memory, Note, Recall, Reported};
 use crate::nat;
-use crate::net::{ALIAS, Bridge, Dev, IfName, PROMOTE, Route, SysctlKey, one_line};
+use crate::net::{ALIAS, Bridge, Dev, IfName, PROMOTE, PROTO_MENDED, Route, SysctlKey, one_line};
 use crate::netns::{NetnsName, Sandboxes, Veth};
 use crate::observed::{Address, Link, Look, Observed, RouteSet, RpFilters, SeenBridge, SeenRoute, SeenRule, Want};
 use crate::pod::{PodId, PodQuery, Pods};
 use crate::sorted;
 use crate::sysctl_d::{OURS, Settings};
+use crate::topology::has_default;
 
 /// How often it is asked whether a new sandbox is ready.
 const POLL: Duration = Duration::from_millis(500);
@@ -235,6 +236,32 @@ impl Node {
     ///
     /// What the kernel said.
     pub fn apply(&mut self, change: &Change) -> Result<Applied, ApplyError> {
+        if let Change::DeleteRoute(route) = change {
+            self.is_replaced(route)?;
+        }
+        self.make(change)
+    }
+
+    /// Refuses to delete the default that repairs a table as long as the table has no other: the one that was to take its
+    /// place may have been refused, or have gone again since the look.
+    fn is_replaced(&mut self, route: &Route) -> Result<(), ApplyError> {
+        if route.protocol != PROTO_MENDED || route.to.network_length() > 0 {
+            return Ok(());
+        }
+        let seen = self.routes(&RouteSet::Table(route.family(), route.table));
+        let seen = seen.map_err(|error| ApplyError::Refused(error.to_string()))?;
+        let is_it =
+            |it: &&SeenRoute| it.protocol == PROTO_MENDED && it.to == route.to && it.metric == route.stored_metric();
+        if has_default(seen.iter().filter(|it| !is_it(it))) {
+            return Ok(());
+        }
+        Err(ApplyError::Refused(format!(
+            "table {} has no other default route; this one stays until it has",
+            route.table
+        )))
+    }
+
+    fn make(&mut self, change: &Change) -> Result<Applied, ApplyError> {
         let add = NLM_F_CREATE | NLM_F_EXCL;
         let netlink = &mut self.netlink;
         let result = match change {
@@ -312,7 +339,7 @@ impl Node {
                 told.map_err(|error| ApplyError::Refused(format!("the state directory cannot be written: {error}")))?;
             }
         }
-        self.apply(back)
+        self.make(back)
     }
 
     /// What the ledger says. It is read once: under the lock nobody else writes it.
