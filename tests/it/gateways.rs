@@ -357,6 +357,14 @@ fn where_the_network_interface_of_a_table_is_gone_the_pods_are_named() {
         let said = refusals(&ran);
         assert!(said.contains(&format!("no interface here has {lost}, the address of its rule 32765")), "{said}");
         assert!(said.contains(&format!("no route helps: recreate the pods {first}, {second}")), "{said}");
+        for pod in pods {
+            node.net.ip(&format!("{family} rule del pref 1536 from {pod} lookup 2"));
+        }
+        let said = refusals(&node.fix(&["--output", "json"]).expect(1));
+        let (before, delete) = said.trim_end().split_once("give it back; if it is gone for good: ip ").expect(&said);
+        assert!(before.contains(lost), "{said}");
+        node.net.ip(delete);
+        assert_eq!(node.fix(&[]).expect(0).out, "", "the command is what it takes");
     }
 }
 
