@@ -288,7 +288,7 @@ impl Change {
     pub fn group(&self) -> Option<Group> {
         let of_link = |name: &IfName| Some(Group::Link(name.clone()));
         match self {
-            Change::AddRoute(route) | Change::DeleteRoute(route) if route.protocol == PROTO_MENDED => {
+            Change::AddRoute(route) if route.protocol == PROTO_MENDED => {
                 Some(Group::Table(route.family(), route.table))
             }
             Change::AddRoute(route) | Change::ReplaceRoute { new: route, .. } | Change::DeleteRoute(route) => {

@@ -242,23 +242,23 @@ impl Node {
         self.make(change)
     }
 
-    /// Refuses to delete the default that repairs a table as long as the table has no other: the one that was to take its
-    /// place may have been refused, or have gone again since the look.
+    /// Refuses to delete what repairs a table as long as the table has nothing in its place: what was to take it may have
+    /// been refused, or have gone again since the look.
     fn is_replaced(&mut self, route: &Route) -> Result<(), ApplyError> {
-        if route.protocol != PROTO_MENDED || route.to.network_length() > 0 {
+        if route.protocol != PROTO_MENDED {
             return Ok(());
         }
         let seen = self.routes(&RouteSet::Table(route.family(), route.table));
         let seen = seen.map_err(|error| ApplyError::Refused(error.to_string()))?;
         let is_it =
-            |it: &&SeenRoute| it.protocol == PROTO_MENDED && it.to == route.to && it.metric == route.stored_metric();
-        if has_default(seen.iter().filter(|it| !is_it(it))) {
-            return Ok(());
-        }
-        Err(ApplyError::Refused(format!(
-            "table {} has no other default route; this one stays until it has",
-            route.table
-        )))
+            |it: &SeenRoute| it.protocol == PROTO_MENDED && it.to == route.to && it.metric == route.stored_metric();
+        let mut rest = seen.iter().filter(|it| !is_it(it));
+        let (is_there, what) = match route.to.network_length() {
+            0 => (has_default(rest), "default route"),
+            _ => (rest.any(|it| it.to == route.to), "route to it"),
+        };
+        let refused = || ApplyError::Refused(format!("table {} has no other {what}; this one stays", route.table));
+        is_there.then_some(()).ok_or_else(refused)
     }
 
     fn make(&mut self, change: &Change) -> Result<Applied, ApplyError> {
