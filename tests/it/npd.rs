@@ -35,7 +35,7 @@ fn each_state_of_a_node_has_its_exit_code_and_line() {
     let node = healthy();
     assert_eq!(plugin(&node, 0), FINE);
     node.net.ip("route del default table 2");
-    let said = "1 to do: default_routes: table 2 has no IPv4 default route for 10.0.1.10, 10...\n";
+    let said = "1 to do: default_routes: table 2 has no default route for 10.0.1.10, 10.0.1....\n";
     assert_eq!(plugin(&node, 1), said);
     node.net.set_sysctl("net/ipv4/conf/eth1/rp_filter", "1");
     assert!(plugin(&node, 1).starts_with("2 to do: "));
