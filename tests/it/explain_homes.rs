@@ -55,6 +55,8 @@ impl Node {
             node.ip(line);
         }
         until("a carrier on every link", || !node.net.ip("route show table all").contains("linkdown"));
+        // The kernel has no local route for such an address yet.
+        until("no address is tentative", || node.net.ip("-6 addr show tentative").is_empty());
         node
     }
 
