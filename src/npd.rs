@@ -117,6 +117,7 @@ mod tests {
             error: None,
             held: false,
             made: false,
+            unanswered: false,
         }
     }
 

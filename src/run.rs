@@ -46,6 +46,8 @@ pub struct Item {
     pub held: bool,
     /// Whether this run has changed something by it, and has not taken it back: whether or not it lasted.
     pub(crate) made: bool,
+    /// Whether it may have been made all the same, though it failed: the kernel's answer was lost.
+    pub(crate) unanswered: bool,
 }
 
 /// What became of a change.
@@ -321,7 +323,16 @@ impl Outcome {
 impl Item {
     /// A change that was not tried yet.
     fn new(reconciler: &'static str, Step { change, reason }: Step) -> Item {
-        Item { reconciler, change, reason, status: Status::Skipped, error: None, held: false, made: false }
+        Item {
+            reconciler,
+            change,
+            reason,
+            status: Status::Skipped,
+            error: None,
+            held: false,
+            made: false,
+            unanswered: false,
+        }
     }
 
     /// Whether it is to be done, but not now.
@@ -329,9 +340,11 @@ impl Item {
         self.held && self.status == Status::Skipped
     }
 
-    /// Whether there is something to take back. Where the change was missed, whatever is there now is another's.
+    /// Whether there is something to take back. Where the change was missed, whatever is there now is another's; where
+    /// its answer was lost, only a route can be told from another's, by its protocol number.
     fn is_ours(&self) -> bool {
-        self.made && self.status != Status::Failed
+        let may_be_there = self.unanswered && matches!(self.change, Change::AddRoute(_));
+        may_be_there || self.made && self.status != Status::Failed
     }
 
     /// Makes the change; whether that was not permitted.
@@ -346,6 +359,7 @@ impl Item {
                 false
             }
             Err(error) => {
+                self.unanswered = matches!(error, ApplyError::Unanswered(_));
                 self.failed(error.to_string());
                 matches!(error, ApplyError::NotPermitted(_) | ApplyError::Lacks(_))
             }
@@ -357,6 +371,8 @@ impl Item {
         self.made = false;
         let Some(back) = self.change.undone() else { return };
         match node.take_back(&back) {
+            // It has failed already; now it is certain that it is not there.
+            Ok(_) if self.status == Status::Failed => self.unanswered = false,
             Ok(_) => {
                 let action = back.action().word();
                 info!(target: "taken_back", reconciler = self.reconciler, command = %back, reason = why, action, "taken back");

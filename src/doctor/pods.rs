@@ -23,6 +23,16 @@ struct Here<'a> {
     rules: PodRules<'a>,
     /// The uplinks in whose subnet each lies, where the first uplink has no such subnet.
     secondary: BTreeMap<IpAddr, BTreeSet<u32>>,
+    /// The rules 1536 of the pods of such uplinks, by family and uplinks.
+    of_subnet: BTreeMap<(Family, BTreeSet<u32>), OfSubnet>,
+}
+
+/// What the rules 1536 of a subnet's pods say, but for the pod.
+enum OfSubnet {
+    /// All say the same: the first of them.
+    Same(Rule),
+    /// They differ.
+    Mixed,
 }
 
 impl<'a> Here<'a> {
@@ -41,15 +51,22 @@ impl<'a> Here<'a> {
                 }
             }
         }
-        Ok(Here { pods, rules, secondary })
+        let mut of_subnet = BTreeMap::new();
+        for (pod, rule) in rules.from.iter().flat_map(|(pod, rules)| rules.iter().map(move |rule| (pod, *rule))) {
+            if let Some(around) = secondary.get(pod) {
+                let known = of_subnet.entry((Family::of(*pod), around.clone()));
+                let known = known.or_insert_with(|| OfSubnet::Same(rule.clone()));
+                if !matches!(known, OfSubnet::Same(first) if of_pod(first, *pod) == of_pod(rule, *pod)) {
+                    *known = OfSubnet::Mixed;
+                }
+            }
+        }
+        Ok(Here { pods, rules, secondary, of_subnet })
     }
 
-    /// The rules 1536 of the other pods that are here and of the same subnet.
-    fn of_neighbours(&self, pod: IpAddr) -> Vec<&'a Rule> {
-        let Some(around) = self.secondary.get(&pod) else { return Vec::new() };
-        let near = |other: &IpAddr| self.secondary.get(other) == Some(around);
-        let rules = self.rules.from.iter().filter(|(other, _)| **other != pod && near(other));
-        rules.flat_map(|(_, rules)| rules).copied().collect()
+    /// The rules 1536 of the other pods that are here and of the subnet of a pod that has none.
+    fn of_neighbours(&self, pod: IpAddr) -> Option<&OfSubnet> {
+        self.of_subnet.get(&(Family::of(pod), self.secondary.get(&pod)?.clone()))
     }
 
     /// The pods whose rules somebody removed: all of them at once, though pods that came later may have theirs. (A few
@@ -62,7 +79,7 @@ impl<'a> Here<'a> {
         let mut flushed = if at_once || without_any { bare } else { BTreeSet::new() };
         for pod in lacking {
             // Its rule 512 somebody has put back.
-            if self.secondary.contains_key(&pod) && self.of_neighbours(pod).is_empty() {
+            if self.secondary.contains_key(&pod) && self.of_neighbours(pod).is_none() {
                 flushed.insert(pod);
             }
         }
@@ -71,17 +88,17 @@ impl<'a> Here<'a> {
 
     /// The rule 1536 that a pod lacks, by those of its subnet's other pods, where they leave no doubt about it.
     fn rule_of_neighbours(&self, pod: IpAddr) -> Option<Rule> {
-        if self.rules.from.contains_key(&pod) {
-            return None;
+        match self.of_neighbours(pod).filter(|_| !self.rules.from.contains_key(&pod))? {
+            OfSubnet::Same(rule) => Some(of_pod(rule, pod)),
+            OfSubnet::Mixed => None,
         }
-        let of_pod = |rule: &Rule| {
-            let selector = Selector { from: Some(IpCidr::new_host(pod)), ..rule.selector.clone() };
-            Rule { selector, ..rule.clone() }
-        };
-        let mut rules = self.of_neighbours(pod).into_iter().map(of_pod);
-        let first = rules.next();
-        first.filter(|first| rules.all(|rule| rule == *first))
     }
+}
+
+/// The same rule for another pod.
+fn of_pod(rule: &Rule, pod: IpAddr) -> Rule {
+    let selector = Selector { from: Some(IpCidr::new_host(pod)), ..rule.selector.clone() };
+    Rule { selector, ..rule.clone() }
 }
 
 pub fn rules_flushed(facts: &Facts) -> Result<Vec<Finding>, Gap> {

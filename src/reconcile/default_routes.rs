@@ -135,16 +135,34 @@ impl<'a> Policy<'a> {
         self.give_way(plan)
     }
 
-    /// A default that was added to repair a table goes once another one is there.
+    /// A default that was added to repair a table goes once another one is there. Until then neither it nor the route to
+    /// its gateway stands in the way of the owner's, as what an earlier version added without a metric would.
     fn give_way(&self, plan: &mut Plan) -> Result<(), Gap> {
-        for (table, routes) in self.tables.iter().filter(|(_, routes)| has_default_of_others(routes)) {
-            let ours = |route: &&SeenRoute| route.protocol == PROTO_MENDED && route.to.network_length() == 0;
-            for route in routes.iter().filter(ours) {
-                let link = route.oif().map(|index| self.topology.link(index)).transpose()?.flatten();
-                if let Some(route) = route.to_route(link.map(|link| link.dev.clone())) {
-                    let reason = format!("table {table} has a default route of its owner again");
-                    plan.steps.push(Step { change: Change::DeleteRoute(route), reason });
+        for (table, routes) in &self.tables {
+            let ours = routes.iter().filter(|route| route.protocol == PROTO_MENDED && route.is_unlimited());
+            // On the link first, then what lies behind it.
+            let (defaults, hosts): (Vec<_>, Vec<_>) = ours.partition(|route| route.to.network_length() == 0);
+            if defaults.is_empty() {
+                continue;
+            }
+            let has_owners = has_default_of_others(routes);
+            let mut last: BTreeSet<IpCidr> = routes.iter().filter(|it| it.metric == LAST).map(|it| it.to).collect();
+            for seen in hosts.into_iter().chain(defaults) {
+                let goes = has_owners && seen.to.network_length() == 0;
+                if !goes && seen.metric == LAST {
+                    continue;
                 }
+                let link = seen.oif().map(|index| self.topology.link(index)).transpose()?.flatten();
+                let Some(route) = seen.to_route(link.map(|link| link.dev.clone())) else { continue };
+                let reason = match goes {
+                    true => format!("table {table} has another default route now"),
+                    false => format!("it has the place of the route that the owner of table {table} may add"),
+                };
+                let step = |change| Step { change, reason: reason.clone() };
+                if !goes && last.insert(seen.to) {
+                    plan.steps.push(step(Change::AddRoute(Route { metric: Some(LAST), ..route.clone() })));
+                }
+                plan.steps.push(step(Change::DeleteRoute(route)));
             }
         }
         Ok(())
@@ -504,6 +522,25 @@ mod tests {
         assert_eq!(outcome("default_routes: {families: [ipv6]}", &single), (vec![], vec![]));
         let vrf = single.replace("link 3 eth1", "link 3 eth1 vrf");
         assert_eq!(outcome("{}", &vrf), (vec![], vec![]), "the table of a VRF");
+    }
+
+    #[test]
+    fn what_an_earlier_version_added_is_moved_out_of_the_owners_place() {
+        let host = "10.0.0.1 dev eth1 table 2 proto 170 scope link";
+        let default = "default via 10.0.0.1 dev eth1 table 2 proto 170 scope global";
+        let live = "
+            route 10.0.0.1 dev 3 scope link table 2 proto 170
+            route default via 10.0.0.1 dev 3 table 2 proto 170";
+        let moved = |what: &str| [format!("ip route add {what} metric 4294967295"), format!("ip route del {what}")];
+        let both = [moved(host), moved(default)].concat();
+        assert_eq!(outcome("{}", &format!("{WORKER}{live}")), (both, vec![]), "without a metric");
+        let owners = format!("{WORKER}{live}\nroute default via 10.0.0.1 dev 3 table 2 metric 5");
+        let left = [moved(host).to_vec(), vec![format!("ip route del {default}")]].concat();
+        assert_eq!(outcome("{}", &owners), (left, vec![]), "the owner has a default by now");
+        let excluded = "default_routes: {exclude_tables: [2]}";
+        assert_eq!(outcome(excluded, &format!("{WORKER}{live}")), (vec![], vec![]), "not looked after");
+        let last = live.replace("170", "170 metric 4294967295");
+        assert_eq!(outcome("{}", &format!("{WORKER}{last}")), (vec![], vec![]), "as this version adds them");
     }
 
     #[test]

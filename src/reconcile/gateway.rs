@@ -147,14 +147,14 @@ impl Search<'_> {
             let to_it = |rule: &&Rule| {
                 (rule.family, rule.table, rule.priority) == (self.family, self.broken.table, UPLINK_RULE_PRIORITY)
             };
-            let uplink = self.topology.rules()?.filter(to_it).find_map(|rule| host(rule.selector.from.as_ref()));
-            if let Some(lost) = uplink {
-                let pods = self.broken.sources.iter().filter(|source| **source != lost);
-                let pods: Vec<_> = pods.collect();
-                let cure = if pods.is_empty() {
-                    "delete its rules".to_owned()
-                } else {
-                    format!("no route helps: recreate the pods {}", shortened(pods))
+            let rules = self.topology.rules()?.filter(to_it);
+            let uplink = rules.filter_map(|rule| Some((rule, host(rule.selector.from.as_ref())?))).next();
+            if let Some((rule, lost)) = uplink {
+                let pods: Vec<_> = self.broken.sources.iter().filter(|source| **source != lost).collect();
+                // The address may come back, and needs its rule then.
+                let cure = match pods.is_empty() {
+                    true => format!("give it back; if it is gone for good: {}", rule.command("del")),
+                    false => format!("no route helps: recreate the pods {}", shortened(pods)),
                 };
                 return Ok(Verdict::Blocked(format!(
                     "table {} is empty, and no interface here has {lost}, the address of its rule \

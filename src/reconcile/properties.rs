@@ -131,10 +131,15 @@ proptest! {
             let plan = model.plan(reconciler.plan, &desired);
             for step in plan.steps.iter().chain(&plan.removals) {
                 let protocol = match &step.change {
-                    // What repaired a table goes once its owner's default is there, and gives way to what is declared.
+                    // What repaired a table goes once its owner's default is there, or once it is there out of the owner's place.
                     Change::DeleteRoute(route) if route.protocol == PROTO_MENDED && reconciler.name == "default_routes" => {
-                        let others = |it: &&crate::observed::SeenRoute| it.table == route.table && it.protocol != PROTO_MENDED;
-                        prop_assert!(has_default(model.routes.iter().filter(others)));
+                        let is_it = |it: &crate::observed::SeenRoute| {
+                            (it.table, it.to, it.protocol, it.metric) == (route.table, route.to, PROTO_MENDED, route.stored_metric())
+                        };
+                        let rest: Vec<_> = model.routes.iter().filter(|it| it.table == route.table && !is_it(it)).collect();
+                        let moved = || rest.iter().any(|it| it.to == route.to && it.protocol == PROTO_MENDED && it.metric == u32::MAX);
+                        let of_family = rest.iter().copied().filter(|it| it.to.first_address().is_ipv4() == route.to.first_address().is_ipv4());
+                        prop_assert!(if route.to.network_length() == 0 { has_default(of_family) } else { moved() }, "{}:\n{text}", step.change);
                         PROTO_DECLARED
                     }
                     Change::DeleteRoute(route) => route.protocol,

@@ -48,12 +48,13 @@ use crate::change::{Change, RestartPod};
 use crate::desired::Pattern;
 use crate::memory::{AddedAddress, Knowledge, Ledger, Memory, Note, Recall, Reported};
 use crate::nat;
-use crate::net::{ALIAS, Bridge, Dev, IfName, PROMOTE, Route, SysctlKey, one_line};
+use crate::net::{ALIAS, Bridge, Dev, IfName, PROMOTE, PROTO_MENDED, Route, SysctlKey, one_line};
 use crate::netns::{NetnsName, Sandboxes, Veth};
 use crate::observed::{Address, Link, Look, Observed, RouteSet, RpFilters, SeenBridge, SeenRoute, SeenRule, Want};
 use crate::pod::{PodId, PodQuery, Pods};
 use crate::sorted;
 use crate::sysctl_d::{OURS, Settings};
+use crate::topology::has_default;
 
 /// How often it is asked whether a new sandbox is ready.
 const POLL: Duration = Duration::from_millis(500);
@@ -101,6 +102,9 @@ pub enum ApplyError {
     /// Anything else, in the words of the kernel or of the program.
     #[error("{0}")]
     Refused(String),
+    /// The answer was lost: the change may have been made.
+    #[error("{0}")]
+    Unanswered(String),
 }
 
 /// Whether this process may change the network, as far as its capabilities tell.
@@ -235,6 +239,32 @@ impl Node {
     ///
     /// What the kernel said.
     pub fn apply(&mut self, change: &Change) -> Result<Applied, ApplyError> {
+        if let Change::DeleteRoute(route) = change {
+            self.is_replaced(route)?;
+        }
+        self.make(change)
+    }
+
+    /// Refuses to delete what repairs a table as long as the table has nothing in its place: what was to take it may have
+    /// been refused, or have gone again since the look.
+    fn is_replaced(&mut self, route: &Route) -> Result<(), ApplyError> {
+        if route.protocol != PROTO_MENDED {
+            return Ok(());
+        }
+        let seen = self.routes(&RouteSet::Table(route.family(), route.table));
+        let seen = seen.map_err(|error| ApplyError::Refused(error.to_string()))?;
+        let is_it =
+            |it: &SeenRoute| it.protocol == PROTO_MENDED && it.to == route.to && it.metric == route.stored_metric();
+        let mut rest = seen.iter().filter(|it| !is_it(it));
+        let (is_there, what) = match route.to.network_length() {
+            0 => (has_default(rest), "default route"),
+            _ => (rest.any(|it| it.to == route.to), "route to it"),
+        };
+        let refused = || ApplyError::Refused(format!("table {} has no other {what}; this one stays", route.table));
+        is_there.then_some(()).ok_or_else(refused)
+    }
+
+    fn make(&mut self, change: &Change) -> Result<Applied, ApplyError> {
         let add = NLM_F_CREATE | NLM_F_EXCL;
         let netlink = &mut self.netlink;
         let result = match change {
@@ -289,6 +319,7 @@ impl Node {
             Err(error @ (NetlinkError::Refused { errno: Errno::EPERM, .. } | NetlinkError::Failed(Errno::EPERM))) => {
                 Err(ApplyError::NotPermitted(error.to_string()))
             }
+            Err(error @ NetlinkError::Failed(_)) => Err(ApplyError::Unanswered(error.to_string())),
             Err(error) => Err(ApplyError::Refused(error.to_string())),
             Ok(()) => Ok(Applied { made: true, told: None }),
         }
@@ -312,7 +343,7 @@ impl Node {
                 told.map_err(|error| ApplyError::Refused(format!("the state directory cannot be written: {error}")))?;
             }
         }
-        self.apply(back)
+        self.make(back)
     }
 
     /// What the ledger says. It is read once: under the lock nobody else writes it.

@@ -1,4 +1,4 @@
-//! Which addresses are pods', and the uplink that each belongs to.
+//! Which addresses are pods', and where each is.
 //!
 //! A pod has a host route over a link that is no uplink; or, behind a branch link, one in the table that its link's
 //! rule names; or lies in a prefix that leads to a local link (OVN, Cilium, flannel).
@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use cidr::IpCidr;
 
 use super::cni::{is_branch_link, is_pod_link};
-use super::{Topology, host, sends, sends_by_link};
+use super::{Topology, host, sends_by_link};
 use crate::net::{Family, IfName, PROTO_KERNEL, TABLE_MAIN};
 use crate::observed::{Gap, SeenRoute};
 
@@ -91,39 +91,6 @@ impl<'a> Topology<'a> {
             }
         }
         Ok(pods)
-    }
-
-    /// The uplinks that a pod belongs to: those of its own rules' tables; else the one in whose subnet it lies, if just
-    /// one does. Nothing where neither tells.
-    ///
-    /// # Errors
-    ///
-    /// What has to be looked at first.
-    pub fn uplinks_of_pod(&self, pod: IpAddr) -> Result<BTreeSet<u32>, Gap> {
-        let family = Family::of(pod);
-        let site = self.pod(pod)?;
-        let mut tables: BTreeSet<u32> = BTreeSet::new();
-        tables.extend(self.rules()?.filter_map(sends).filter(|(source, _)| *source == pod).map(|(_, table)| table));
-        if let Some(site) = site.filter(|site| site.table != TABLE_MAIN) {
-            tables.insert(site.table);
-        }
-        tables.retain(|table| !super::is_kernels(*table));
-        let mut links = BTreeSet::new();
-        for table in tables {
-            let routes = self.table(family, table)?;
-            let defaults = routes.iter().filter(|route| route.is_of_default_class() || route.is_host_on_link());
-            links.extend(defaults.flat_map(SeenRoute::hops).filter_map(|hop| hop.oif));
-        }
-        links.retain(|link| site.is_none_or(|site| site.link != *link));
-        if links.is_empty() {
-            links = self.connected(pod)?;
-            let uplinks = self.uplinks()?;
-            links.retain(|link| uplinks.contains(link));
-            if links.len() > 1 {
-                links.clear();
-            }
-        }
-        Ok(links)
     }
 
     /// The rules that lead what comes from a pod, by its link alone, to a table, as the VPC CNI's strict mode has them:

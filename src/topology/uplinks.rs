@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::cni::is_branch_link;
 use super::{LOOPBACK, Topology, is_kernels, sends, sends_by_link};
-use crate::net::{Family, Rule, TABLE_MAIN};
+use crate::net::{Family, PROTO_MENDED, Rule, TABLE_MAIN};
 use crate::observed::{Gap, Link, SeenRoute};
 
 /// The families of a node.
@@ -27,6 +27,10 @@ pub struct Exits {
 
 impl Exits {
     fn add(&mut self, family: Family, route: &SeenRoute) {
+        // What node-fixer has added to repair a table is evidence of nothing.
+        if route.protocol == PROTO_MENDED {
+            return;
+        }
         let hops = route.hops().iter().filter_map(|hop| hop.oif);
         if route.is_of_default_class() {
             if family == Family::V4 {
@@ -175,4 +179,28 @@ impl Topology<'_> {
 /// a bridge, a tunnel or what else is made by software.
 pub fn is_card(link: &Link) -> bool {
     matches!(&*link.kind, b"" | b"veth" | b"vlan" | b"bond" | b"team" | b"macvlan" | b"ipvlan" | b"ppp")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconcile::testing::Model;
+
+    #[test]
+    fn what_node_fixer_added_makes_no_uplink() {
+        let node = |proto: u8| {
+            format!(
+                "link 2 eth0 10.0.0.10/24
+                link 3 eth1 10.0.1.10/24
+                rule 1536 from 10.0.1.50 table 2
+                route default via 10.0.0.1 dev 2
+                route 10.0.1.1 dev 3 scope link table 2 proto {proto}
+                route default via 10.0.1.1 dev 3 table 2 proto {proto}"
+            )
+        };
+        for (proto, expected) in [(3, [2, 3].into()), (PROTO_MENDED, BTreeSet::from([2]))] {
+            let uplinks = Model::new(&node(proto)).see(|seen| Topology::of(seen).uplinks());
+            assert_eq!(uplinks, expected, "protocol {proto}");
+        }
+    }
 }

@@ -56,6 +56,7 @@ impl Node {
         }
         until("a carrier on every link", || !node.net.ip("route show table all").contains("linkdown"));
         // The kernel takes an IPv6 address for its own only a moment after it was added.
+        until("no address is tentative", || node.net.ip("-6 addr show tentative").is_empty());
         until("every address in the table local", || {
             let local = node.net.ip("-6 route show table local");
             let links = node.net.ip_json("-6 addr show scope global");

@@ -357,6 +357,14 @@ fn where_the_network_interface_of_a_table_is_gone_the_pods_are_named() {
         let said = refusals(&ran);
         assert!(said.contains(&format!("no interface here has {lost}, the address of its rule 32765")), "{said}");
         assert!(said.contains(&format!("no route helps: recreate the pods {first}, {second}")), "{said}");
+        for pod in pods {
+            node.net.ip(&format!("{family} rule del pref 1536 from {pod} lookup 2"));
+        }
+        let said = refusals(&node.fix(&["--output", "json"]).expect(1));
+        let (before, delete) = said.trim_end().split_once("give it back; if it is gone for good: ip ").expect(&said);
+        assert!(before.contains(lost), "{said}");
+        node.net.ip(delete);
+        assert_eq!(node.fix(&[]).expect(0).out, "", "the command is what it takes");
     }
 }
 
@@ -442,5 +450,61 @@ fn a_declared_route_takes_the_place_of_one_that_was_added() {
         node.fix(&[]).expect(0);
         let default = node.net.ip("-N route show table 2 default");
         assert!(default.contains("via 10.0.1.1") && default.contains("proto 170"), "{metric}: {default}");
+    }
+}
+
+#[test]
+fn what_was_added_stays_where_the_declared_route_is_refused() {
+    for (ip, own, gateway, wrong) in
+        [("-4", "10.0.1.10/24", "10.0.1.1", "10.9.9.9"), ("-6", "fd01::10/64", "fd01::1", "fd09::9")]
+    {
+        let source = own.split('/').next().unwrap();
+        let node = node(&format!(
+            "
+            uplink eth1 {own}
+            {ip} route add default via {gateway} dev eth1
+            {ip} rule add pref 32765 from {source} lookup 2"
+        ));
+        is_repaired("empty", &node, ip, 2, &format!("via {gateway} dev eth1"));
+        let repaired = node.net.state();
+        let declare = |via: &str| {
+            node.config(&format!("{TABLES_ALONE}\nroutes: [{{to: default, via: '{via}', dev: eth1, table: 2}}]"));
+        };
+        declare(wrong);
+        for _ in 0..2 {
+            let ran = node.fix(&["--output", "json"]).expect(1);
+            let json = ran.json();
+            let errors: Vec<_> = json["changes"].as_array().unwrap().iter().map(|it| it["error"].to_string()).collect();
+            assert!(errors.iter().any(|it| it.contains("has no other default route; this one stays")), "{errors:?}");
+            assert_eq!(node.net.state(), repaired, "the way out stays");
+        }
+        declare(gateway);
+        node.fix(&[]).expect(0);
+        let default = node.net.ip(&format!("{ip} -N route show table 2 default"));
+        assert!(default.contains("proto 171") && !default.contains("proto 170"), "{default}");
+    }
+}
+
+#[test]
+fn what_an_earlier_version_added_gives_way_too() {
+    for (ip, own, gateway, on_link) in
+        [("-4", "10.0.1.10/24", "10.0.1.1", "scope link"), ("-6", "fd01::10/64", "fd01::1", "")]
+    {
+        let source = own.split('/').next().unwrap();
+        let node = node(&format!(
+            "
+            uplink eth1 {own}
+            {ip} route add default via {gateway} dev eth1
+            {ip} rule add pref 32765 from {source} lookup 2
+            {ip} route add {gateway} dev eth1 {on_link} table 2 proto 170
+            {ip} route add default via {gateway} dev eth1 table 2 proto 170"
+        ));
+        is_repaired("added without a metric", &node, ip, 2, &format!("via {gateway} dev eth1"));
+        assert_eq!(routes(&node, ip, 2).len(), 2, "each once");
+        node.net.ip(&format!("{ip} route add {gateway} dev eth1 {on_link} table 2"));
+        node.net.ip(&format!("{ip} route add default via {gateway} dev eth1 table 2"));
+        node.fix(&[]).expect(0);
+        let default = node.net.ip(&format!("{ip} -N route show table 2 default"));
+        assert_eq!((default.lines().count(), default.contains("proto 170")), (1, false), "{default}");
     }
 }

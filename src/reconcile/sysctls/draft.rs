@@ -187,7 +187,13 @@ impl<'a> Draft<'a> {
         };
         let forwards =
             ra::deletes(&it.path, value) || then.iter().any(|(key, value)| ra::deletes(&text(&key.path()), value));
-        let needs = match if forwards { self.cost()? } else { ra::Cost::Nothing(Vec::new()) } {
+        let silence = ra::deafened(&it.path, live, value);
+        let cost = match silence {
+            _ if forwards => self.cost()?,
+            Some(link) if self.will_forward(link)? => ra::cost_of_silence(link, value, self.observed)?,
+            _ => ra::Cost::Nothing(Vec::new()),
+        };
+        let needs = match cost {
             ra::Cost::Nothing(needs) => needs,
             ra::Cost::Unknown(why) => return Ok(Err(unseen(why))),
             ra::Cost::Default(why) => {
@@ -211,6 +217,26 @@ impl<'a> Draft<'a> {
             None => ra::cost(|path| self.declared(path), self.observed)?,
         };
         Ok(self.cost.insert(cost).clone())
+    }
+
+    /// Whether an interface forwards IPv6 when all that is declared is so. Where that cannot be seen it may.
+    fn will_forward(&self, link: &str) -> Result<bool, Gap> {
+        let path = format!("net/ipv6/conf/{link}/forwarding");
+        if let Some(Live::Is(declared)) = self.declared(&path) {
+            return Ok(!is_same(&declared, "0"));
+        }
+        if let Some(root) = cascade::root_of(&path).and_then(|root| self.keys.get(&*root).copied())
+            && let (Some(wish), Live::Is(live)) = (root.wish, &root.live)
+            && !is_same(live, &wish.value.0)
+        {
+            return Ok(!is_same(&wish.value.0, "0"));
+        }
+        let looks = self.observed.sysctls_one_by_one(&[SysctlKey::from_path(path.as_bytes())])?;
+        Ok(looks.first().is_none_or(|look| match Live::of(look) {
+            Live::Is(live) => !is_same(&self.coming(&path, &live), "0"),
+            Live::Missing => false,
+            Live::Unseen(_) => true,
+        }))
     }
 
     /// Takes note that a key cannot be written. What the ledger says of it stays.

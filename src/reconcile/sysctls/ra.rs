@@ -56,6 +56,31 @@ pub fn cost(declared: impl Fn(&str) -> Option<Live>, observed: &Observed) -> Res
     Ok(Cost::Nothing(needed))
 }
 
+/// The interface that no longer hears advertisements once this value has replaced the live one, if it forwards: only with 2
+/// it does.
+pub fn deafened<'a>(path: &'a str, live: &str, value: &str) -> Option<&'a str> {
+    let link = path.strip_prefix("net/ipv6/conf/")?.strip_suffix("/accept_ra")?;
+    // Who writes 0 wants no advertisements, whether it forwards or not.
+    let silent = is_same(live, "2") && !is_same(value, "2") && !is_same(value, "0");
+    (silent && !matches!(link, "all" | "default")).then_some(link)
+}
+
+/// What that costs an interface that will forward.
+pub fn cost_of_silence(link: &str, value: &str, observed: &Observed) -> Result<Cost, Gap> {
+    let links = match advertised(observed) {
+        Err(Gap::Failed(why)) => return Ok(Cost::Unknown(why.to_string())),
+        links => links?,
+    };
+    let Some(link) = links.iter().find(|it| it.as_bytes() == link.as_bytes()) else {
+        return Ok(Cost::Nothing(Vec::new()));
+    };
+    Ok(Cost::Default(format!(
+        "{link} has its default route from router advertisements and forwards: with accept_ra {value} the kernel ignores \
+         them, and the route expires; declare {}: 2",
+        accept_ra(link)
+    )))
+}
+
 /// The interfaces that the main table's defaults from router advertisements leave by.
 fn advertised(observed: &Observed) -> Result<Vec<IfName>, Gap> {
     let routes = observed.routes([RouteSet::Table(Family::V6, TABLE_MAIN)])?;

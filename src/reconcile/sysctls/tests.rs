@@ -324,6 +324,43 @@ fn forwarding_costs_no_default() {
     assert!(plan.steps.is_empty() && plan.blocked[0].unseen, "{plan:?}");
 }
 
+/// An interface that forwards hears advertisements only with accept_ra 2.
+#[test]
+fn an_interface_that_forwards_goes_on_hearing_advertisements() {
+    let node = |all: u8, eth0: u8, accept: u8| {
+        format!(
+            "link 2 eth0\nlink 3 eth1\nroute default via fe80::1 dev 2 table 254 proto 9\n\
+             sysctl net/ipv6/conf/all/forwarding = {all}\nsysctl net/ipv6/conf/default/forwarding = {all}\n\
+             sysctl net/ipv6/conf/eth0/forwarding = {eth0}\nsysctl net/ipv6/conf/eth1/forwarding = {all}\n\
+             sysctl net/ipv6/conf/eth0/accept_ra = {accept}\nsysctl net/ipv6/conf/eth1/accept_ra = 2"
+        )
+    };
+    let key = |key: &str, value: u8| format!("{{key: 'net.ipv6.conf.{key}', value: {value}}}");
+    for (case, live, wishes, commands, blocked) in [
+        ("it forwards", (1, 1, 2), vec![key("eth0.accept_ra", 1)], 0, 1),
+        ("by itself", (0, 1, 2), vec![key("eth0.accept_ra", 1)], 0, 1),
+        ("it does not", (1, 0, 2), vec![key("eth0.accept_ra", 1)], 1, 0),
+        ("it was deaf before", (1, 1, 0), vec![key("eth0.accept_ra", 1)], 1, 0),
+        ("no advertisements are wanted", (1, 1, 2), vec![key("eth0.accept_ra", 0)], 1, 0),
+        ("another interface has no default", (1, 1, 2), vec![key("eth1.accept_ra", 1)], 1, 0),
+        ("forwarding ends", (1, 1, 2), vec![key("eth0.accept_ra", 1), key("all.forwarding", 0)], 2, 0),
+        ("its own ends", (1, 1, 2), vec![key("eth0.accept_ra", 1), key("eth0.forwarding", 0)], 2, 0),
+    ] {
+        let yaml = format!("sysctls: [{}]", wishes.join(", "));
+        let plan = Model::new(&node(live.0, live.1, live.2)).plan(plan, &desired(&yaml));
+        assert_eq!((plan.steps.len(), plan.blocked.len()), (commands, blocked), "{case}: {plan:?}");
+    }
+    let mut back = Model::new(&node(1, 1, 2));
+    back.ledger.sysctls = vec![entry("net/ipv6/conf/eth0/accept_ra", "1", "2")];
+    let kept = back.plan(plan, &desired(&format!("sysctls: [{}]", key("all.forwarding", 1))));
+    assert_eq!((kept.removals.len(), kept.blocked.len()), (0, 1), "{kept:?}");
+    assert!(kept.blocked[0].because.ends_with("declare net.ipv6.conf.eth0.accept_ra: 2"), "{kept:?}");
+    assert!(kept.remember.iter().all(|note| !matches!(note, Note::Sysctls(_))), "the ledger goes on telling of it");
+    back.ledger.sysctls.push(entry("net/ipv6/conf/all/forwarding", "0", "1"));
+    let gone = back.plan(plan, &desired("{}"));
+    assert_eq!((gone.removals.len(), gone.blocked.len()), (2, 0), "forwarding goes first: {gone:?}");
+}
+
 /// What a node is before anything is declared, in each test of whole lives below.
 const KEYS: [&str; 12] = [
     "net/ipv4/ip_forward",
