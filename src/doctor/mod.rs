@@ -143,7 +143,7 @@ pub const ALL: &[Check] = &[
     },
     Check {
         cause: "pod_without_rule",
-        title: "a pod has its route, but not its rule 512 or 1536",
+        title: "a pod has its route, but not its rule 512, 1536 or 10",
         breaks: &["rules"],
         check: pods::pod_without_rule,
     },

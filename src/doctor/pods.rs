@@ -159,6 +159,7 @@ pub fn pod_without_rule(facts: &Facts) -> Result<Vec<Finding>, Gap> {
             found.push(Finding::new(evidence, None, cures.join("\n")));
         }
     }
+    found.extend(super::policy::branch_rule_missing(facts)?);
     Ok(found)
 }
 

@@ -201,6 +201,39 @@ pub fn branch_rule_stale(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     Ok(found)
 }
 
+/// A table of a branch has the route to a pod, and no rule is for what comes in by the pod's interface.
+pub fn branch_rule_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    if !facts.topology().is_vpc_cni()? {
+        return Ok(Vec::new());
+    }
+    let rules = facts.rules()?;
+    let names = facts.names()?;
+    let mut found = Vec::new();
+    for of_uplink in rules.iter().filter(|rule| of_branch(rule).is_some_and(is_branch_link)) {
+        let family = of_uplink.family;
+        for route in facts.table(family, of_uplink.table)?.iter().filter(|route| route.is_host_on_link()) {
+            let name = route.oif().and_then(|index| names.get(&index)).copied();
+            let Some(name) = name.filter(|name| name.as_bytes().starts_with(b"vlan") && is_pod_link(name, false))
+            else {
+                continue;
+            };
+            if rules.iter().any(|rule| rule.family == family && of_branch(rule) == Some(name)) {
+                continue;
+            }
+            let evidence = format!(
+                "table {} leads to {} ({name}), and no rule {BRANCH} leads what comes in by {name} to it: what the pod sends \
+                 leaves by the first uplink, if its interface does not drop it as a martian",
+                of_uplink.table,
+                route.to.first_address()
+            );
+            let selector = Selector { iif: Some(name.clone()), ..EVERYTHING };
+            let rule = Rule { family, priority: BRANCH, selector, table: of_uplink.table, protocol: 0 };
+            found.push(Finding::new(evidence, None, rule.command("add")));
+        }
+    }
+    Ok(found)
+}
+
 /// Several rules 1536 lead one pod, and the same destinations, to different tables.
 pub fn pod_with_two_rules(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let topology = facts.topology();

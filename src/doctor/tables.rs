@@ -129,10 +129,15 @@ pub fn table_host_route_only(facts: &Facts) -> Result<Vec<Finding>, Gap> {
 pub fn table_without_default(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let mut found = Vec::new();
     for broken in broken(facts)? {
-        if broken.routes.len() > broken.host_routes().len() && !broken.is_deliberate(facts.topology())? {
+        if broken.routes.len() == broken.host_routes().len() {
+            continue;
+        }
+        let cure = mend(facts, &broken)?;
+        // What is certain enough for a run to add is told as well.
+        if !cure.starts_with('#') || !broken.is_deliberate(facts.topology())? {
             let routes = broken.routes.iter().map(|route| route.to);
             let evidence = format!("{}; it leads only to {}", broken.complaint(), shortened(routes));
-            found.push(Finding::new(evidence, None, mend(facts, &broken)?));
+            found.push(Finding::new(evidence, None, cure));
         }
     }
     Ok(found)

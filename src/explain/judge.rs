@@ -8,6 +8,7 @@ use super::leg::{Leg, distinct};
 use super::places::{Place, Places, is_link_local};
 use super::{Home, Origin, host};
 use crate::net::{TABLE_MAIN, table_name};
+use crate::topology::cni::TO_POD;
 use crate::topology::homes::Evidence;
 
 const IN_SUBNET: &str = "it lies in a subnet there";
@@ -279,7 +280,8 @@ impl Judge<'_> {
 
     /// Says where there are rules as for a pod, and no route to it but a default or the subnet of an uplink.
     pub fn rules_without_route(&self, destination: IpAddr, source: IpAddr, told: &mut Told) {
-        if !self.fib.rules.iter().any(|rule| rule.is_of(source)) {
+        let sends = self.fib.rules.iter().any(|rule| rule.is_of(source));
+        if !sends && !self.has_rule_of_pod(source) {
             return;
         }
         let iif = self.place(destination).site.map(|site| site.link);
@@ -292,8 +294,38 @@ impl Judge<'_> {
         let alone = format!("there are rules for {source} alone, as for a pod, but no host route to it");
         match to_it {
             Some(route) => told.note(format!("{alone}; {} leads to it", self.fib.show(route))),
-            None => told.problem(format!("{alone}: the pod's interface or route is gone")),
+            // A neighbour may have rules of its own, and one that has gone may have left its rule 512.
+            None if sends && (self.places.vpc_cni || neighbours.is_empty()) => {
+                told.problem(format!("{alone}: the pod's interface or route is gone"));
+            }
+            None => told.note(format!("{alone}: if it is a pod's, its interface or route is gone")),
         }
+    }
+
+    /// Notes that the destination has the VPC CNI's rule of a pod, and no route of its own: the pod may be here without
+    /// it, or elsewhere now, and the rule left over.
+    pub fn pod_without_route(&self, request: &Leg, told: &mut Told) {
+        let to = request.packet.to;
+        let mut lengths = request.lookup.routes().iter().map(|route| route.to).peekable();
+        if self.is_here(to)
+            || !self.has_rule_of_pod(to)
+            || lengths.peek().is_none()
+            || lengths.any(|it| it.is_host_address())
+        {
+            return;
+        }
+        told.note(format!(
+            "there is a rule {TO_POD} to {to}, as for a pod, but no host route to it: if its pod is here, its interface or \
+             route is gone"
+        ));
+    }
+
+    /// Whether the VPC CNI has a rule to this address.
+    fn has_rule_of_pod(&self, address: IpAddr) -> bool {
+        let to = Some(host(address));
+        let is_it =
+            |rule: &FibRule| rule.priority == TO_POD && rule.to == to && rule.action == Action::Lookup(TABLE_MAIN);
+        self.places.vpc_cni && self.fib.rules.iter().any(is_it)
     }
 
     /// Whether a rule is for what this source sends: by its address or subnet, or by the link of the pod.

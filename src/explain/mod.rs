@@ -117,6 +117,7 @@ pub fn explain(fib: &Fib, places: &Places, source: IpAddr, destination: IpAddr) 
     if matches!(origin, Origin::Other(_)) {
         judge.rules_without_route(destination, source, &mut told);
     }
+    judge.pod_without_route(&request, &mut told);
     told.problems(fib.trouble(&request, &judge.fallen(&request)));
     let outs = distinct(request.outs());
     let bypassed = judge.bypassed(&request, &outs);
@@ -140,6 +141,9 @@ pub fn explain(fib: &Fib, places: &Places, source: IpAddr, destination: IpAddr) 
         arrivals.into_iter().map(|iif| fib.leg(Packet { from: destination, to: source, iif })).collect();
     for reply in &replies {
         told.problems(fib.trouble(reply, &judge.fallen(reply)));
+        if request.is_local() && origin == Origin::Local {
+            judge.own_passed_by(reply, &mut told);
+        }
         let astray = judge.astray(reply, origin);
         let comes_back = astray.is_none();
         told.problems(astray);

@@ -48,7 +48,8 @@ impl Judge<'_> {
         let of_exits: Vec<u32> = wrong.iter().copied().filter(|out| exits.contains(out)).collect();
         if home.proven && !of_exits.is_empty() {
             let links = self.fib.names(&home.links);
-            let belongs = match place.is_own() {
+            let carried = place.is_own() && home.links.iter().all(|link| place.carriers.contains(link));
+            let belongs = match carried {
                 true => format!("is an address of {links}"),
                 false => format!("belongs to {links} ({})", home.because),
             };

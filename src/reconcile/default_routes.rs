@@ -20,7 +20,7 @@ use crate::desired::Desired;
 use crate::net::{Dev, Family, IfName, PROTO_MENDED, Route, Rule, Scope};
 use crate::observed::{Gap, Observed, SeenRoute};
 use crate::topology::cni::{is_branch_link, is_pod_link};
-use crate::topology::{Topology, has_default, is_kernels, sends, sends_by_link};
+use crate::topology::{Topology, has_default, is_kernels, leads_to, sends, sends_by_link, sends_subnet};
 
 /// The metric of what is added: every other route of the same destination comes before it.
 const LAST: u32 = u32::MAX;
@@ -181,6 +181,7 @@ impl<'a> Policy<'a> {
             let of_table = || Broken { table: rule.table, ..Broken::default() };
             if let Some((source, table)) = sends(rule)
                 && !served.has(rule)
+                && !self.is_complete_for(rule)
             {
                 broken.entry(table).or_insert_with(of_table).sources.insert(source);
             }
@@ -206,7 +207,41 @@ impl<'a> Policy<'a> {
         let others: Vec<&'a Rule> = self.rules.iter().filter(concerns).copied().collect();
         let tables = self.read(others.iter().map(|rule| rule.table).collect())?;
         let has_way = |rule: &&&Rule| tables.get(&rule.table).is_some_and(|routes| has_default(routes.iter()));
-        Ok(Served::of(others.iter().copied().filter(|rule| has_way(&rule))))
+        let mut served = Served::of(others.iter().copied().filter(|rule| has_way(&rule)));
+        self.serve_by_subnet(&sources, &mut served)?;
+        Ok(served)
+    }
+
+    /// An address of this node has its way out also by a rule for a subnet that holds it, if the default there leaves by
+    /// the link that carries it: what its own table has is then all that it is to have.
+    fn serve_by_subnet(&self, sources: &BTreeSet<IpAddr>, served: &mut Served<'a>) -> Result<(), Gap> {
+        let holds = |rule: &&&Rule| sends_subnet(rule).is_some_and(|(of, _)| sources.iter().any(|it| of.contains(it)));
+        let rules: Vec<&'a Rule> = self.rules.iter().filter(holds).copied().collect();
+        if rules.is_empty() {
+            return Ok(());
+        }
+        let tables = self.read(rules.iter().map(|rule| rule.table).filter(|table| !is_kernels(*table)).collect())?;
+        for (rule, routes) in rules.iter().filter_map(|rule| Some((rule, tables.get(&rule.table)?))) {
+            let Some((subnet, _)) = sends_subnet(rule).filter(|_| has_default(routes.iter())) else { continue };
+            let exits: BTreeSet<u32> = routes
+                .iter()
+                .filter(|it| it.is_of_default_class())
+                .flat_map(SeenRoute::hops)
+                .filter_map(|hop| hop.oif)
+                .collect();
+            for source in sources.iter().filter(|source| subnet.contains(source)) {
+                if !self.topology.carriers(*source)?.is_disjoint(&exits) {
+                    served.sources.entry(*source).or_default().push(rule.selector.to);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a rule is for destinations alone that its table leads to without a default.
+    fn is_complete_for(&self, rule: &Rule) -> bool {
+        let routes = self.tables.get(&rule.table);
+        routes.zip(rule.selector.to.as_ref()).is_some_and(|(routes, to)| leads_to(routes, to))
     }
 
     /// Whether there is a link of this name: the rules of one that has gone are left over.
@@ -336,12 +371,27 @@ mod tests {
             rule 200 from 10.0.0.11 table 7
             route default via 10.0.0.1 dev 2
             route 10.0.0.1 dev 3 scope link table 7";
+        // The own table has one network; all else of the subnet has another gateway than main's.
+        let by_subnet = "
+            link 2 eth0 10.0.0.10/24
+            link 3 eth1 10.0.0.11/24
+            rule 100 from 10.0.0.11 table 200
+            rule 200 from 10.0.0.0/24 table 201
+            route default via 10.0.0.1 dev 2
+            route 172.16.0.0/16 via 10.0.0.99 dev 3 table 200
+            route default via 10.0.0.254 dev 3 table 201";
+        let own_subnet = "
+            link 3 eth1 10.0.1.11/24
+            rule 100 from 10.0.1.11 to 10.0.1.0/24 table 40
+            route 10.0.1.0/24 dev 3 scope link table 40";
         for (case, node) in [
             ("worker", format!("{WORKER}\n{HOST_ROUTE}\n{DEFAULT}")),
             ("old form of the CNI's rules", old_form.into()),
             ("reported healthy node", reported.into()),
             ("two tables of one source", nm_cloud_setup.into()),
             ("an earlier rule leads to main", way_out_by_main.into()),
+            ("a rule for the subnet has the default, by the link of the address", by_subnet.into()),
+            ("a rule for destinations that its table leads to", own_subnet.into()),
         ] {
             assert_eq!(outcome("{}", &node), (vec![], vec![]), "{case}");
         }

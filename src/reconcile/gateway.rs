@@ -11,7 +11,7 @@ use cidr::IpCidr;
 use super::default_routes::Broken;
 use crate::net::{Dev, Family, IfName, PROTO_MENDED, Rule, TABLE_MAIN, UPLINK_RULE_PRIORITY, family_of};
 use crate::observed::{Gap, Hop, Link, SeenRoute, Target};
-use crate::topology::{Topology, cni, has_default, host, sends};
+use crate::topology::{Topology, cni, has_default, host, leads_to, sends};
 
 /// What the evidence says about a table without a default route.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,14 +45,7 @@ pub fn find(topology: Topology, family: Family, broken: &Broken) -> Result<Verdi
         return Ok(Verdict::OfVrf);
     }
     // A rule for destinations that the table has a route to is nothing to its default.
-    let reaches = |to: &IpCidr| {
-        let covers = |it: &&SeenRoute| {
-            !it.is_of_default_class()
-                && it.to.contains(&to.first_address())
-                && it.to.network_length() <= to.network_length()
-        };
-        live.iter().any(|route| covers(&route))
-    };
+    let reaches = |to: &IpCidr| leads_to(&live, to);
     let to_it =
         topology.rules()?.filter(|rule| rule.table == broken.table && !rule.selector.to.as_ref().is_some_and(reaches));
     let sources: BTreeSet<IpAddr> = to_it.filter_map(sends).map(|(source, _)| source).collect();

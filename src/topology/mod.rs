@@ -189,11 +189,25 @@ pub fn sends(rule: &Rule) -> Option<(IpAddr, u32)> {
     host(selector.from.as_ref()).filter(|_| plain).map(|source| (source, rule.table))
 }
 
+/// The subnet and the table of a rule that leads what a whole subnet sends.
+pub fn sends_subnet(rule: &Rule) -> Option<(&IpCidr, u32)> {
+    let selector = &rule.selector;
+    let plain = selector.fwmark.is_none() && selector.iif.is_none() && selector.oif.is_none();
+    let subnet = selector.from.as_ref().filter(|from| !from.is_host_address() && from.network_length() > 0);
+    subnet.filter(|_| plain).map(|subnet| (subnet, rule.table))
+}
+
 /// The link and the table of a rule that selects by nothing but the link that a packet came in by.
 pub fn sends_by_link(rule: &Rule) -> Option<(&IfName, u32)> {
     let selector = &rule.selector;
     let plain = selector.fwmark.is_none() && selector.oif.is_none() && selector.to.is_none();
     selector.iif.as_ref().filter(|_| plain && selector.from.is_none()).map(|link| (link, rule.table))
+}
+
+/// Whether routes lead to all of these destinations without a default.
+pub fn leads_to(routes: &[SeenRoute], to: &IpCidr) -> bool {
+    let holds = |wide: &IpCidr| wide.contains(&to.first_address()) && wide.network_length() <= to.network_length();
+    routes.iter().any(|route| !route.is_of_default_class() && holds(&route.to))
 }
 
 /// Whether any route of the default class is there: of whatever kind and metric, or the two halves of everything.

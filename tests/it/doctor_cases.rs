@@ -133,6 +133,30 @@ fn a_rule_of_an_earlier_pod_leads_to_another_branch() {
 }
 
 #[test]
+fn a_pod_of_a_branch_lost_the_rule_of_its_interface() {
+    for (ip, pod) in [("-4", "10.0.160.30"), ("-6", "fd00:160::30")] {
+        let patient = with_branches();
+        let net = &patient.node.net;
+        net.ip(&format!("{ip} route add {pod} dev vlan0000000b001 table 102"));
+        if ip == "-6" {
+            net.ip("route add 10.0.160.31 dev vlan0000000b001 table 102"); // else all that it sends is a martian
+            net.ip("rule add priority 10 iif vlan0000000b001 lookup 102");
+        }
+        let (evidence, cure) = patient.only("pod_without_rule", "");
+        assert!(evidence.starts_with(&format!("table 102 leads to {pod} (vlan0000000b001), and no rule 10 ")));
+        assert!(cure.contains("rule add priority 10 from all iif vlan0000000b001 lookup 102"), "{cure}");
+        patient.is_cured_by(&cure);
+        // The twin: a pod of standard mode has its route in main and needs no such rule.
+        net.ip(&format!("{ip} rule del priority 10 iif vlan0000000b001 lookup 102"));
+        net.ip(&format!("{ip} route del {pod} dev vlan0000000b001 table 102"));
+        net.ip(&format!("{ip} route add {pod} dev vlan0000000b001"));
+        net.ip(&format!("{ip} rule add priority 512 to {pod} lookup main"));
+        net.ip(&format!("{ip} rule add priority 1536 from {pod} lookup 102"));
+        assert_eq!(names(&patient.examined(&["--output", "json"])), Vec::<String>::new(), "{ip}");
+    }
+}
+
+#[test]
 fn a_branch_lost_its_default_beside_a_rule_for_a_name_server() {
     let patient = with_branches();
     let net = &patient.node.net;
@@ -673,6 +697,11 @@ fn without_marks_of_the_vpc_cni_broken_tables_are_told_in_general_words() {
     net.ip("route flush table 101");
     net.ip("route add 172.16.0.0/16 via 10.0.1.1 dev eth1 table 101 proto static");
     assert_eq!(names(&examined()), Vec::<String>::new(), "a storage network on purpose");
+    // What a run would add is told.
+    net.ip("route add default via 10.0.1.1 dev eth1 metric 500");
+    let (_, cure) = finding(&examined(), "table_without_default");
+    assert!(cure.contains("ip route add default via 10.0.1.1 dev eth1 table 101 proto 170"), "{cure}");
+    net.ip("route del default dev eth1");
     // What is left of a table when its interface has bounced is no purpose.
     net.ip("route replace 172.16.0.0/16 via 10.0.0.1 dev eth0 table 101 proto static");
     let ran = examined();

@@ -456,3 +456,88 @@ fn a_leaked_rule_of_a_pods_link_is_named_with_the_table_that_has_the_route() {
         }
     }
 }
+
+#[test]
+fn a_neighbour_with_a_rule_of_its_own_is_no_pod_that_has_gone() {
+    for v6 in FAMILIES {
+        // A router with one link: one of the neighbours has another way out.
+        let node = Node::new(
+            v6,
+            "eth0",
+            "addr add 10.0.0.10/24 dev eth0
+            route add default via 10.0.0.1 dev eth0
+            rule add priority 100 from 10.0.0.50/32 lookup 100
+            route add default via 10.0.0.2 dev eth0 table 100",
+        );
+        let note = "note: there are rules for 10.0.0.50 alone, as for a pod, but no host route to it: if it is a pod's";
+        node.says(["10.0.0.50", "192.0.2.1"], 0, &["works: ", note]);
+        // The twin: in no subnet of the node, it can be here by a route of its own alone.
+        node.ip("rule add priority 100 from 10.9.9.9/32 lookup 100");
+        node.says(["10.9.9.9", "192.0.2.1"], 1, &["breaks: there are rules for 10.9.9.9 alone"]);
+    }
+}
+
+#[test]
+fn a_rule_to_a_pod_without_a_route_is_noted_where_the_vpc_cni_is() {
+    for v6 in FAMILIES {
+        let node = Node::new(
+            v6,
+            "eth0 eth1",
+            "addr add 10.0.1.10/24 dev eth0
+            addr add 10.0.2.10/24 dev eth1
+            route add default via 10.0.1.1 dev eth0
+            rule add priority 512 to 10.0.1.50/32 lookup main
+            rule add priority 1024 fwmark 0x80/0x80 lookup main
+            rule add priority 32765 from 10.0.2.10/32 lookup 2
+            route add default via 10.0.2.1 dev eth1 table 2",
+        );
+        node.says(
+            ["10.0.1.10", "10.0.1.50"],
+            0,
+            &["note: there is a rule 512 to 10.0.1.50, as for a pod, but no host"],
+        );
+        let source =
+            "note: there are rules for 10.0.1.50 alone, as for a pod, but no host route to it: if it is a pod's";
+        node.says(["10.0.1.50", "10.0.1.10"], 0, &[source]);
+        // The twin: another address of the subnet has no such rule.
+        node.says(["10.0.1.10", "10.0.1.51"], 0, &["works: ", "!note: "]);
+    }
+}
+
+#[test]
+fn an_address_of_the_loopback_belongs_to_where_its_table_leads_and_is_no_address_there() {
+    for v6 in FAMILIES {
+        let node = Node::new(
+            v6,
+            "eth0 eth1",
+            "addr add 10.0.0.10/24 dev eth0
+            addr add 10.0.1.10/24 dev eth1
+            addr add 10.5.5.5/32 dev lo
+            route add default via 10.0.1.1 dev eth1
+            rule add priority 100 from 10.5.5.5/32 lookup 15
+            route append 10.0.0.1/32 dev eth0 table 15",
+        );
+        let belongs = "the packet leaves by eth1, but 10.5.5.5 belongs to eth0 (its table 15 leads there)";
+        node.says(["10.5.5.5", "192.0.2.1"], 1, &[belongs, "!is an address of eth0"]);
+    }
+}
+
+#[test]
+fn a_reply_between_own_addresses_that_a_rule_leads_away_is_reported() {
+    for v6 in FAMILIES {
+        let node = Node::new(
+            v6,
+            "eth0 eth1",
+            "addr add 10.0.0.10/24 dev eth0
+            addr add 10.0.1.10/24 dev eth1
+            route add default via 10.0.0.1 dev eth0
+            rule add priority 1500 lookup local
+            rule add priority 1000 from 10.0.1.10/32 lookup 15
+            route add default via 10.0.1.1 dev eth1 table 15",
+        );
+        let pair = ["10.0.0.10", "10.0.1.10"];
+        node.says(pair, 0, &["works: ", "!note: "]);
+        node.ip("rule del priority 0");
+        node.says(pair, 0, &["note: 10.0.0.10 is an address of this node, but rule 1000 (from 10.0.1.10 lookup 15)"]);
+    }
+}

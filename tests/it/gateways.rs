@@ -251,6 +251,50 @@ fn a_source_is_broken_only_where_no_rule_of_its_own_helps() {
 }
 
 #[test]
+fn a_rule_for_the_subnet_helps_where_its_default_leaves_by_the_right_link() {
+    let v4 = "
+        uplink eth0 10.0.0.10/24
+        uplink eth1 10.0.0.11/24
+        route add default via 10.0.0.1 dev eth0
+        rule add pref 100 from 10.0.0.11 table 200
+        rule add pref 200 from 10.0.0.0/24 table 201
+        route add 172.16.0.0/16 via 10.0.0.99 dev eth1 table 200
+        route add default via 10.0.0.254 dev eth1 table 201";
+    let v6 = "
+        uplink eth0 2001:db8::10/64
+        uplink eth1 2001:db8::11/64
+        -6 route add default via 2001:db8::1 dev eth0
+        -6 rule add pref 100 from 2001:db8::11 table 200
+        -6 rule add pref 200 from 2001:db8::/64 table 201
+        -6 route add fd16::/16 via 2001:db8::99 dev eth1 table 200
+        -6 route add default via 2001:db8::254 dev eth1 table 201";
+    for (family, state, mended) in [("-4", v4, "via 10.0.0.1 dev eth1"), ("-6", v6, "via 2001:db8::1 dev eth1")] {
+        assert_eq!(node(state).fix(&[]).expect(0).out, "", "{family}");
+        // Where it leads its source by another's link, the own table is broken.
+        let by_other = state.replace("254 dev eth1 table 201", "254 dev eth0 table 201");
+        is_repaired(family, &node(&by_other), family, 200, mended);
+        let of_others = state.replace(" from 10.0.0.0/24", " from 10.9.0.0/24").replace("db8::/64", "db8:9::/64");
+        is_repaired(family, &node(&of_others), family, 200, mended);
+    }
+}
+
+#[test]
+fn a_rule_for_what_its_table_leads_to_needs_no_default() {
+    let own_subnet = "
+        uplink eth1 10.1.0.10/24
+        rule add pref 100 from 10.1.0.10 to 10.1.0.0/24 table 40
+        route add 10.1.0.0/24 dev eth1 table 40";
+    assert_eq!(node(own_subnet).fix(&[]).expect(0).out, "");
+    let six = "
+        uplink eth1 2001:db8:1::10/64
+        -6 rule add pref 100 from 2001:db8:1::10 to 2001:db8:1::/64 table 40
+        -6 route add 2001:db8:1::/64 dev eth1 table 40";
+    assert_eq!(node(six).fix(&[]).expect(0).out, "", "IPv6");
+    let wider = own_subnet.replace("to 10.1.0.0/24", "to 10.0.0.0/8");
+    is_refused("a part of what the rule is for", &node(&wider), &["the gateway of table 40 is unknown"]);
+}
+
+#[test]
 fn a_table_without_a_default_on_purpose_is_told_how_to_say_so() {
     let storage = "
         uplink eth0 10.0.0.10/24
