@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::cni::is_branch_link;
 use super::{LOOPBACK, Topology, is_kernels, sends, sends_by_link};
-use crate::net::{Family, Rule, TABLE_MAIN};
+use crate::net::{Family, PROTO_MENDED, Rule, TABLE_MAIN};
 use crate::observed::{Gap, Link, SeenRoute};
 
 /// The families of a node.
@@ -21,7 +21,7 @@ pub struct Exits {
     pub defaults: BTreeSet<u32>,
     /// Of these, those of IPv4.
     pub ipv4_defaults: BTreeSet<u32>,
-    /// Those of host routes in policy tables, as to a gateway.
+    /// Those of host routes in policy tables, as to a gateway; not of those that node-fixer has added, which prove nothing.
     pub gateways: BTreeSet<u32>,
 }
 
@@ -33,7 +33,7 @@ impl Exits {
                 self.ipv4_defaults.extend(hops.clone());
             }
             self.defaults.extend(hops);
-        } else if route.table != TABLE_MAIN && route.is_host_on_link() {
+        } else if route.table != TABLE_MAIN && route.is_host_on_link() && route.protocol != PROTO_MENDED {
             self.gateways.extend(hops);
         }
     }
