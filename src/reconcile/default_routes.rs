@@ -341,6 +341,22 @@ mod tests {
     }
 
     #[test]
+    fn a_host_route_of_an_earlier_repair_makes_no_uplink() {
+        // By main's host route the table's gateway is a pod behind eth2, whatever a repair has left there.
+        let node = "
+            link 2 eth2 10.0.2.2/24
+            link 3 vlan.eth.3 10.0.3.3/24
+            rule 100 from 10.0.3.2 table 2
+            route 10.0.3.1 dev 3 scope link table 2
+            route 10.0.3.1 dev 2 scope link";
+        let left = format!("{node}\nroute 10.9.9.9 dev 2 scope link table 2 proto 170");
+        for node in [node, &left] {
+            let (added, blocked) = outcome("{}", node);
+            assert!(added.is_empty() && blocked.len() == 1, "{added:?} {blocked:?}");
+        }
+    }
+
+    #[test]
     fn healthy_nodes_are_left_alone() {
         let old_form = "
             link 2 eth0 10.0.0.10/24

@@ -21,7 +21,7 @@ pub struct Exits {
     pub defaults: BTreeSet<u32>,
     /// Of these, those of IPv4.
     pub ipv4_defaults: BTreeSet<u32>,
-    /// Those of host routes in policy tables, as to a gateway.
+    /// Those of host routes in policy tables, as to a gateway; not of those that node-fixer has added, which prove nothing.
     pub gateways: BTreeSet<u32>,
 }
 
@@ -37,7 +37,7 @@ impl Exits {
                 self.ipv4_defaults.extend(hops.clone());
             }
             self.defaults.extend(hops);
-        } else if route.table != TABLE_MAIN && route.is_host_on_link() {
+        } else if route.table != TABLE_MAIN && route.is_host_on_link() && route.protocol != PROTO_MENDED {
             self.gateways.extend(hops);
         }
     }
