@@ -42,8 +42,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
             }
             Some(_) => plan.blocked.push(Blocked::new(
                 new.set_command(),
-                "the bridge is another owner's (it lacks the alias node-fixer), and is not set; do it by hand, or \
-                 declare it as it is"
+                "the bridge belongs to another owner (it lacks the alias node-fixer) and is not changed; run this \
+                 command yourself, or, for its mtu and stp, declare the values that it has"
                     .into(),
             )),
         }
