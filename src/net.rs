@@ -161,6 +161,18 @@ pub fn one_line(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.chars().map(escaped).collect())
 }
 
+/// The first three and how many more.
+pub fn shortened<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    match items.as_slice() {
+        [] => "none".into(),
+        [first, second, third, rest @ ..] if !rest.is_empty() => {
+            format!("{first}, {second}, {third} and {} more", rest.len())
+        }
+        few => few.join(", "),
+    }
+}
+
 /// Neither a control character nor one that is invisible or reorders the text around it (the bidirectional
 /// and zero-width ones, line and paragraph separators, the byte order mark, tags).
 pub fn is_visible(c: char) -> bool {

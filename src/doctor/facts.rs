@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::ini::Place;
 use crate::desired::Desired;
+pub use crate::net::shortened;
 use crate::net::{Family, IfName, Rule, SysctlKey, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
 use crate::observed::{Gap, Look, Observed, RouteSet, SeenRoute, SeenRule};
 use crate::sorted;
@@ -119,16 +120,5 @@ impl Facts<'_> {
     pub fn sysctl(&self, key: SysctlKey) -> Result<Option<i64>, Gap> {
         let seen = self.observed.sysctls([key])?;
         Ok(seen.first().copied().flatten().and_then(|value| value.trim().parse().ok()))
-    }
-}
-
-/// The first three and how many more.
-pub fn shortened<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
-    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
-    match items.as_slice() {
-        [first, second, third, rest @ ..] if !rest.is_empty() => {
-            format!("{first}, {second}, {third} and {} more", rest.len())
-        }
-        few => few.join(", "),
     }
 }

@@ -13,11 +13,11 @@ use std::net::IpAddr;
 
 use cidr::IpCidr;
 
-use super::gateway::{self, Gateway, Verdict, has_default_of_others, shortened};
+use super::gateway::{self, Gateway, Verdict, has_default_of_others};
 use super::rules::Declared;
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::Desired;
-use crate::net::{Dev, Family, IfName, PROTO_MENDED, Route, Rule, Scope};
+use crate::net::{Dev, Family, IfName, PROTO_MENDED, Route, Rule, Scope, shortened};
 use crate::observed::{Gap, Observed, SeenRoute};
 use crate::topology::cni::{is_branch_link, is_pod_link};
 use crate::topology::{Topology, has_default, is_kernels, leads_to, sends, sends_by_link, sends_subnet};

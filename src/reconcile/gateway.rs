@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use cidr::IpCidr;
 
 use super::default_routes::Broken;
-use crate::net::{Dev, Family, IfName, PROTO_MENDED, Rule, TABLE_MAIN, UPLINK_RULE_PRIORITY, family_of};
+use crate::net::{Dev, Family, IfName, PROTO_MENDED, Rule, TABLE_MAIN, UPLINK_RULE_PRIORITY, family_of, shortened};
 use crate::observed::{Gap, Hop, Link, SeenRoute, Target};
 use crate::topology::{Topology, cni, has_default, host, leads_to, sends};
 
@@ -477,18 +477,6 @@ fn first_of(subnet: &IpCidr) -> Option<IpAddr> {
 /// What is wrong with a link that is down, and the cure.
 fn is_down(who: &str, link: &Link) -> String {
     format!("{who} is down; set it up: ip link set {} up", link.dev.name)
-}
-
-/// The first three and how many more.
-pub fn shortened<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
-    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
-    match items.as_slice() {
-        [] => "none".into(),
-        [first, second, third, rest @ ..] if !rest.is_empty() => {
-            format!("{first}, {second}, {third} and {} more", rest.len())
-        }
-        few => few.join(", "),
-    }
 }
 
 /// Whether the table has a default route that is not node-fixer's own.
