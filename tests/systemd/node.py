@@ -115,7 +115,7 @@ class Node:
 
 DAMAGE_LINES = [
     'changed reconciler="default_routes" command=ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope '
-    'global reason="table 2 has no default route for 10.0.1.10; its one host route names the gateway 10.0.1.1 on eth1"',
+    'global metric 4294967295 reason="table 2 has no default route for 10.0.1.10; its one host route names the gateway 10.0.1.1 on eth1"',
     'changed reconciler="rp_filter" command=sysctl -w net.ipv4.conf.eth1.rp_filter=2 '
     'reason="rp_filter of eth1 is 1, wanted is 2 (loose)"',
 ]
