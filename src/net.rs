@@ -105,6 +105,11 @@ pub fn family_of(prefix: &IpCidr) -> Family {
     Family::of(prefix.first_address())
 }
 
+/// Whether a prefix holds all of another.
+pub fn covers(whole: &IpCidr, part: &IpCidr) -> bool {
+    whole.network_length() <= part.network_length() && whole.contains(&part.first_address())
+}
+
 /// The name of an interface: 1 to 15 bytes, neither `/` nor white space nor `:`, and neither `.` nor `..`
 /// (`dev_valid_name` in the kernel's net/core/dev.c). It need not be UTF-8, and everything else that a shell or
 /// a terminal could stumble over is allowed in it.

@@ -112,8 +112,7 @@ impl Facts<'_> {
 
     /// The names of these interfaces as text.
     pub fn names_of(&self, indexes: impl IntoIterator<Item = u32>) -> Result<String, Gap> {
-        let names: Result<Vec<String>, Gap> = indexes.into_iter().map(|index| self.name_of(index)).collect();
-        Ok(shortened(names?))
+        self.topology().names_of(indexes)
     }
 
     /// The value of a sysctl as a number; `None` where there is none.

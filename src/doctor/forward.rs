@@ -11,7 +11,7 @@ use cidr::{IpCidr, IpInet};
 use super::Finding;
 use super::facts::{Facts, shortened};
 use crate::nat::{BaseChain, Condition, FilterRule, FilterTable, Interface, Masquerade, Verdict, state};
-use crate::net::{Family, IfName, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, family_of, one_line, shell_word};
+use crate::net::{Family, IfName, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, covers, family_of, one_line, shell_word};
 use crate::observed::{Gap, SeenRule};
 use crate::sorted;
 
@@ -153,14 +153,14 @@ impl Packet<'_> {
         let Way { source, family, inside, outside, links } = self.way;
         let (from, to) = if self.reply { (outside, inside) } else { (inside, outside) };
         let within = |prefix: &IpCidr| match () {
-            () if contains(prefix, source) => Some(true),
+            () if covers(prefix, source) => Some(true),
             () if !overlap(prefix, source) => Some(false),
             () => None,
         };
         let beyond = |prefix: &IpCidr| match prefix.first_address() {
             _ if prefix.network_length() == 0 => Some(true),
             first if first.is_multicast() || first.is_loopback() => Some(false),
-            _ if contains(source, prefix) || links.are_elsewhere(prefix, outside) => Some(false),
+            _ if covers(source, prefix) || links.are_elsewhere(prefix, outside) => Some(false),
             _ => None,
         };
         let (met, not) = match condition {
@@ -194,12 +194,8 @@ fn by(end: &End, link: &Interface) -> Option<bool> {
     }
 }
 
-fn contains(whole: &IpCidr, part: &IpCidr) -> bool {
-    whole.network_length() <= part.network_length() && whole.contains(&part.first_address())
-}
-
 fn overlap(a: &IpCidr, b: &IpCidr) -> bool {
-    contains(a, b) || contains(b, a)
+    covers(a, b) || covers(b, a)
 }
 
 /// What becomes of a packet.

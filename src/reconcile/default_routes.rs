@@ -17,7 +17,7 @@ use super::gateway::{self, Gateway, Verdict, has_default_of_others};
 use super::rules::Declared;
 use crate::change::{Blocked, Change, Plan, Step};
 use crate::desired::Desired;
-use crate::net::{Dev, Family, IfName, PROTO_MENDED, Route, Rule, Scope, shortened};
+use crate::net::{Dev, Family, IfName, PROTO_MENDED, Route, Rule, Scope, covers, shortened};
 use crate::observed::{Gap, Observed, SeenRoute};
 use crate::topology::cni::{is_branch_link, is_pod_link};
 use crate::topology::{Topology, has_default, is_kernels, leads_to, sends, sends_by_link, sends_subnet};
@@ -263,6 +263,7 @@ impl<'a> Policy<'a> {
         Route { table, to, via, dev, scope, metric, onlink: false, protocol: PROTO_MENDED }
     }
 }
+
 /// Sources and links that some rule leads to a table with a default route.
 #[derive(Default)]
 struct Served<'a> {
@@ -287,9 +288,7 @@ impl<'a> Served<'a> {
     /// Whether what a rule's source sends to the rule's destinations is among it.
     fn has(&self, rule: &Rule) -> bool {
         let to = rule.selector.to.as_ref();
-        let holds = |wide: &IpCidr| {
-            to.is_some_and(|to| wide.contains(&to.first_address()) && wide.network_length() <= to.network_length())
-        };
+        let holds = |wide: &IpCidr| to.is_some_and(|to| covers(wide, to));
         let wides = sends(rule).and_then(|(source, _)| self.sources.get(&source));
         wides.is_some_and(|wides| wides.iter().any(|wide| wide.as_ref().is_none_or(holds)))
     }

@@ -370,7 +370,7 @@ impl Search<'_> {
         for source in &self.own {
             let carriers = self.topology.carriers(*source)?;
             if !carriers.contains(&index) {
-                let names = self.names(carriers)?;
+                let names = self.topology.names_of(carriers)?;
                 return Ok(Some(format!("its source {source} is an address of {names}, not of {}", dev.name)));
             }
         }
@@ -379,7 +379,7 @@ impl Search<'_> {
         for source in self.broken.sources.difference(&self.own) {
             let holders = subnets.holders(*source);
             if !holders.is_empty() && !holders.contains(&index) && holders.is_subset(&uplinks) {
-                let names = self.names(holders)?;
+                let names = self.topology.names_of(holders)?;
                 return Ok(Some(format!("its source {source} lies in the subnet of {names}, not of {}", dev.name)));
             }
         }
@@ -424,11 +424,6 @@ impl Search<'_> {
             return Ok(!is_router);
         }
         Ok(self.topology.pod(address)?.is_some_and(|site| site.by_host_route))
-    }
-
-    fn names(&self, links: BTreeSet<u32>) -> Result<String, Gap> {
-        let names: Result<Vec<String>, Gap> = links.into_iter().map(|link| self.topology.name_of(link)).collect();
-        Ok(shortened(names?))
     }
 
     fn unknown(&self, what: &str) -> Result<Verdict, Gap> {

@@ -15,8 +15,6 @@ use crate::observed::Gap;
 pub const TO_POD: u32 = 512;
 /// Priority of the VPC CNI's rule for marked packets.
 pub const MARKED: u32 = 1024;
-/// Priority of the VPC CNI's rule for external service networks.
-pub const TO_SERVICES: u32 = 1535;
 /// Priority of the VPC CNI's rule from a pod to the table of its uplink.
 pub const FROM_POD: u32 = 1536;
 /// Priority of the VPC CNI's rules for what comes in by a branch link (security groups for pods, strict mode).

@@ -23,7 +23,9 @@ use std::net::IpAddr;
 use cidr::IpCidr;
 
 use crate::desired::Desired;
-use crate::net::{Family, IfName, PROTO_MENDED, Rule, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
+use crate::net::{
+    Family, IfName, PROTO_MENDED, Rule, Selector, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, covers, shortened,
+};
 use crate::observed::{Address, Gap, Link, Observed, RouteSet, SeenRoute, SeenRule};
 use crate::reconcile::routes;
 use crate::reconcile::rules::Declared;
@@ -93,6 +95,12 @@ impl<'a> Topology<'a> {
     /// The name of a link as text; its number where it has gone.
     pub fn name_of(&self, index: u32) -> Result<String, Gap> {
         Ok(self.name(index)?.map_or_else(|| format!("interface number {index}"), ToString::to_string))
+    }
+
+    /// The names of links as text, the first few of them.
+    pub fn names_of(&self, indexes: impl IntoIterator<Item = u32>) -> Result<String, Gap> {
+        let names: Result<Vec<String>, Gap> = indexes.into_iter().map(|index| self.name_of(index)).collect();
+        Ok(shortened(names?))
     }
 
     /// The links that carry an address of this node: it belongs there, whatever a table says.
@@ -182,19 +190,21 @@ pub fn is_kernels(table: u32) -> bool {
     matches!(table, 0 | TABLE_DEFAULT | TABLE_MAIN | TABLE_LOCAL)
 }
 
+/// The sources of a rule that selects by nothing but these and perhaps a destination.
+fn source_alone(rule: &Rule) -> Option<&IpCidr> {
+    let Selector { from, to: _, fwmark, iif, oif } = &rule.selector;
+    from.as_ref().filter(|_| fwmark.is_none() && iif.is_none() && oif.is_none())
+}
+
 /// The source and the table of a rule that selects by nothing but one source and perhaps a destination.
 pub fn sends(rule: &Rule) -> Option<(IpAddr, u32)> {
-    let selector = &rule.selector;
-    let plain = selector.fwmark.is_none() && selector.iif.is_none() && selector.oif.is_none();
-    host(selector.from.as_ref()).filter(|_| plain).map(|source| (source, rule.table))
+    host(source_alone(rule)).map(|source| (source, rule.table))
 }
 
 /// The subnet and the table of a rule that leads what a whole subnet sends.
 pub fn sends_subnet(rule: &Rule) -> Option<(&IpCidr, u32)> {
-    let selector = &rule.selector;
-    let plain = selector.fwmark.is_none() && selector.iif.is_none() && selector.oif.is_none();
-    let subnet = selector.from.as_ref().filter(|from| !from.is_host_address() && from.network_length() > 0);
-    subnet.filter(|_| plain).map(|subnet| (subnet, rule.table))
+    let subnet = source_alone(rule).filter(|from| !from.is_host_address() && from.network_length() > 0);
+    subnet.map(|subnet| (subnet, rule.table))
 }
 
 /// The link and the table of a rule that selects by nothing but the link that a packet came in by.
@@ -206,8 +216,7 @@ pub fn sends_by_link(rule: &Rule) -> Option<(&IfName, u32)> {
 
 /// Whether routes lead to all of these destinations without a default.
 pub fn leads_to(routes: &[SeenRoute], to: &IpCidr) -> bool {
-    let holds = |wide: &IpCidr| wide.contains(&to.first_address()) && wide.network_length() <= to.network_length();
-    routes.iter().any(|route| !route.is_of_default_class() && holds(&route.to))
+    routes.iter().any(|route| !route.is_of_default_class() && covers(&route.to, to))
 }
 
 /// Whether any route of the default class is there: of whatever kind and metric, or the two halves of everything.

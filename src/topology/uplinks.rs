@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::cni::is_branch_link;
-use super::{LOOPBACK, Topology, is_kernels, sends, sends_by_link};
+use super::{LOOPBACK, Topology, is_kernels, sends, sends_by_link, source_alone};
 use crate::net::{Family, PROTO_MENDED, Rule, TABLE_MAIN};
 use crate::observed::{Gap, Link, SeenRoute};
 
@@ -37,7 +37,7 @@ impl Exits {
                 self.ipv4_defaults.extend(hops.clone());
             }
             self.defaults.extend(hops);
-        } else if route.table != TABLE_MAIN && route.is_host_on_link() && route.protocol != PROTO_MENDED {
+        } else if route.table != TABLE_MAIN && route.is_host_on_link() {
             self.gateways.extend(hops);
         }
     }
@@ -137,11 +137,8 @@ impl Topology<'_> {
 
     /// The tables that rules lead sources, or what comes in by a branch link, to.
     pub fn policy_tables(&self) -> Result<BTreeSet<(Family, u32)>, Gap> {
-        let by_source = |rule: &Rule| {
-            let selector = &rule.selector;
-            selector.from.is_some() && selector.fwmark.is_none() && selector.iif.is_none() && selector.oif.is_none()
-        };
-        let leads = |rule: &&Rule| !is_kernels(rule.table) && (by_source(rule) || sends_by_link(rule).is_some());
+        let leads =
+            |rule: &&Rule| !is_kernels(rule.table) && (source_alone(rule).is_some() || sends_by_link(rule).is_some());
         // One rule a pod, and few tables: no set of all of them first.
         let mut tables = BTreeSet::new();
         let mut last = None;
