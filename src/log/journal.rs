@@ -15,10 +15,10 @@ use nix::poll::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix};
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Dispatch, Event, Metadata, Subscriber};
+use tracing::Event;
 
 use super::event::{Said, Value};
+use super::text::Text;
 use crate::net::one_line;
 
 /// Where journald listens.
@@ -54,10 +54,10 @@ pub const KINDS: &[Kind] = &[
     Kind { target: "fresh_start", id: "d1f8b07d2c83454b8833acb78dd55909", result: "applied" },
 ];
 
-/// Writes events to the journal, and those that it does not take to another log.
+/// Writes events to the journal, and those that it does not take as text.
 pub struct Journal {
     path: PathBuf,
-    otherwise: Dispatch,
+    otherwise: Text,
     /// Opened for the first event; `None` where that failed.
     socket: OnceLock<Option<UnixDatagram>>,
     /// The unit that this process is of.
@@ -66,8 +66,21 @@ pub struct Journal {
 
 impl Journal {
     /// A log to the journal that listens at `path`.
-    pub fn new(path: impl Into<PathBuf>, otherwise: Dispatch) -> Journal {
+    pub fn new(path: impl Into<PathBuf>, otherwise: Text) -> Journal {
         Journal { path: path.into(), otherwise, socket: OnceLock::new(), unit: OnceLock::new() }
+    }
+
+    /// Writes an event.
+    pub fn write(&self, event: &Event<'_>) {
+        let mut entry = entry(event);
+        // The journal finds out by itself, from the process, which may be gone before it looks. By this field of root's
+        // `journalctl -u` finds the entry all the same.
+        if let Some(unit) = self.unit.get_or_init(|| unit(&std::fs::read_to_string("/proc/self/cgroup").ok()?)) {
+            push(&mut entry, "OBJECT_SYSTEMD_UNIT", unit);
+        }
+        if self.send(&entry).is_err() {
+            self.otherwise.write(event);
+        }
     }
 
     fn send(&self, entry: &[u8]) -> io::Result<()> {
@@ -113,33 +126,6 @@ impl Journal {
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket, 0);
         let _ = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)], PATIENCE);
     }
-}
-
-impl Subscriber for Journal {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.otherwise.enabled(metadata)
-    }
-
-    fn event(&self, event: &Event<'_>) {
-        let mut entry = entry(event);
-        // The journal finds out by itself, from the process, which may be gone before it looks. By this field of root's
-        // `journalctl -u` finds the entry all the same.
-        if let Some(unit) = self.unit.get_or_init(|| unit(&std::fs::read_to_string("/proc/self/cgroup").ok()?)) {
-            push(&mut entry, "OBJECT_SYSTEMD_UNIT", unit);
-        }
-        if self.send(&entry).is_err() {
-            self.otherwise.event(event);
-        }
-    }
-
-    // There are no spans in this program.
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
 }
 
 /// The service of a process, by its cgroups: `0::/system.slice/node-fixer.service`, or `1:name=systemd:...`.
@@ -202,34 +188,11 @@ fn field_name(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::sync::{Arc, Mutex};
 
     use super::*;
 
-    /// A log that keeps the entries.
-    #[derive(Clone, Default)]
-    struct Kept(Arc<Mutex<Vec<String>>>);
-
-    impl Subscriber for Kept {
-        fn enabled(&self, _: &Metadata<'_>) -> bool {
-            true
-        }
-        fn event(&self, event: &Event<'_>) {
-            self.0.lock().unwrap().push(String::from_utf8(entry(event)).unwrap());
-        }
-        fn new_span(&self, _: &Attributes<'_>) -> Id {
-            Id::from_u64(1)
-        }
-        fn record(&self, _: &Id, _: &Record<'_>) {}
-        fn record_follows_from(&self, _: &Id, _: &Id) {}
-        fn enter(&self, _: &Id) {}
-        fn exit(&self, _: &Id) {}
-    }
-
     fn entries(say: impl FnOnce()) -> Vec<String> {
-        let kept = Kept::default();
-        tracing::subscriber::with_default(kept.clone(), say);
-        Arc::try_unwrap(kept.0).unwrap().into_inner().unwrap()
+        crate::log::written(|event| String::from_utf8(entry(event)).unwrap(), say)
     }
 
     #[test]

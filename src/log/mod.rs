@@ -16,7 +16,7 @@ pub use journal::KINDS;
 use text::{Head, Text};
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
 
 use crate::cli::{Cli, Output};
 use crate::sys;
@@ -33,32 +33,47 @@ pub fn init(cli: &Cli) {
         && cli.command.is_none()
         && stdout().is_terminal()
         && stderr().is_terminal();
+    let write = |event: &Event<'_>| WRITER.get_or_init(writer).write(event);
     // Fails where there is a log already, as in no process of ours.
-    let _ = tracing::subscriber::set_global_default(Unwritten { level, told, written: OnceLock::new() });
+    let _ = tracing::subscriber::set_global_default(Log { level, told, write });
 }
 
 /// Before the process ends: gives the journal a moment to read what was sent.
 pub fn finish() {
-    tracing::dispatcher::get_default(|log| {
-        let written = log.downcast_ref::<Unwritten>().and_then(|log| log.written.get());
-        if let Some(journal) = written.and_then(Dispatch::downcast_ref::<Journal>) {
-            journal.finish();
-        }
-    });
+    if let Some(Writer::Journal(journal)) = WRITER.get() {
+        journal.finish();
+    }
 }
 
 /// Kinds of events that the result tells of too.
 const RESULTS: [&str; 6] = ["blocked", "changed", "failed", "held", "taken_back", "unseen"];
 
-/// A log that nobody has written to yet.
-struct Unwritten {
+/// What writes the log of this process, once there was a line.
+static WRITER: OnceLock<Writer> = OnceLock::new();
+
+enum Writer {
+    Journal(Journal),
+    Text(Text),
+}
+
+impl Writer {
+    fn write(&self, event: &Event<'_>) {
+        match self {
+            Writer::Journal(journal) => journal.write(event),
+            Writer::Text(text) => text.write(event),
+        }
+    }
+}
+
+/// Passes on the events that are to be written.
+struct Log<F> {
     level: LevelFilter,
     /// Whether whoever reads the log reads the result as well.
     told: bool,
-    written: OnceLock<Dispatch>,
+    write: F,
 }
 
-impl Subscriber for Unwritten {
+impl<F: Fn(&Event<'_>) + 'static> Subscriber for Log<F> {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         *metadata.level() <= self.level && !(self.told && RESULTS.contains(&metadata.target()))
     }
@@ -68,7 +83,7 @@ impl Subscriber for Unwritten {
     }
 
     fn event(&self, event: &Event<'_>) {
-        self.written.get_or_init(writer).event(event);
+        (self.write)(event);
     }
 
     // There are no spans in this program.
@@ -87,17 +102,16 @@ pub fn colour(stream: &impl IsTerminal) -> bool {
 }
 
 /// What writes the log. Nothing in it may change what a run does: not even where no line can be written.
-fn writer() -> Dispatch {
+fn writer() -> Writer {
     let _ = sys::survive_file_limit();
     let under_systemd = std::env::var_os("JOURNAL_STREAM").is_some();
-    let text = |head| Text { head, colour: colour(&stderr()) };
+    let text = |head| Writer::Text(Text { head, colour: colour(&stderr()) });
     match () {
         () if under_systemd && is_journal().unwrap_or(false) => {
-            let lines = Text { head: Head::Priority, colour: false };
-            Journal::new(journal::SOCKET, lines.into()).into()
+            Writer::Journal(Journal::new(journal::SOCKET, Text { head: Head::Priority, colour: false }))
         }
-        () if under_systemd => text(Head::Level).into(),
-        () => text(Head::TimeAndLevel).into(),
+        () if under_systemd => text(Head::Level),
+        () => text(Head::TimeAndLevel),
     }
 }
 
@@ -118,4 +132,13 @@ fn priority(level: &Level) -> u8 {
         Level::INFO => 5,
         Level::DEBUG | Level::TRACE => 7,
     }
+}
+
+/// What a log makes of the events of `say`.
+#[cfg(test)]
+fn written(made: impl Fn(&Event<'_>) -> String + Send + Sync + 'static, say: impl FnOnce()) -> Vec<String> {
+    let (kept, lines) = std::sync::mpsc::channel();
+    let write = move |event: &Event<'_>| kept.send(made(event)).unwrap();
+    tracing::subscriber::with_default(Log { level: LevelFilter::TRACE, told: false, write }, say);
+    lines.try_iter().collect()
 }

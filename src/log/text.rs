@@ -7,8 +7,7 @@ use std::time::SystemTime;
 
 use rustix::io::Errno;
 use rustix::net::SendFlags;
-use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{Event, Level};
 
 use super::event::Said;
 use crate::net::one_line;
@@ -33,13 +32,9 @@ pub struct Text {
     pub colour: bool,
 }
 
-impl Subscriber for Text {
-    // The level is for who passes events on to here.
-    fn enabled(&self, _: &Metadata<'_>) -> bool {
-        true
-    }
-
-    fn event(&self, event: &Event<'_>) {
+impl Text {
+    /// Writes an event.
+    pub fn write(&self, event: &Event<'_>) {
         let line = self.line(event.metadata().level(), &Said::of(event), SystemTime::now());
         let _ = match self.head {
             Head::Priority => send(line.as_bytes()),
@@ -48,17 +43,6 @@ impl Subscriber for Text {
         };
     }
 
-    // There are no spans in this program.
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-    fn record(&self, _: &Id, _: &Record<'_>) {}
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-    fn enter(&self, _: &Id) {}
-    fn exit(&self, _: &Id) {}
-}
-
-impl Text {
     fn line(&self, level: &Level, said: &Said, now: SystemTime) -> String {
         let paint =
             |code: &str, text: &str| if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() };
@@ -104,35 +88,14 @@ fn send(line: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
     use super::*;
 
-    /// A log that keeps the lines.
-    struct Kept(Text, Arc<Mutex<String>>);
-
-    impl Subscriber for Kept {
-        fn enabled(&self, _: &Metadata<'_>) -> bool {
-            true
-        }
-        fn event(&self, event: &Event<'_>) {
-            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-            *self.1.lock().unwrap() += &self.0.line(event.metadata().level(), &Said::of(event), now);
-        }
-        fn new_span(&self, _: &Attributes<'_>) -> Id {
-            Id::from_u64(1)
-        }
-        fn record(&self, _: &Id, _: &Record<'_>) {}
-        fn record_follows_from(&self, _: &Id, _: &Id) {}
-        fn enter(&self, _: &Id) {}
-        fn exit(&self, _: &Id) {}
-    }
-
     fn lines(head: Head, colour: bool, say: impl FnOnce()) -> String {
-        let kept = Arc::new(Mutex::new(String::new()));
-        tracing::subscriber::with_default(Kept(Text { head, colour }, Arc::clone(&kept)), say);
-        kept.lock().unwrap().clone()
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let text = Text { head, colour };
+        crate::log::written(move |event| text.line(event.metadata().level(), &Said::of(event), now), say).concat()
     }
 
     fn some_events() {
