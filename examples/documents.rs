@@ -8,11 +8,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use clap::{Arg, CommandFactory};
+use clap::builder::StyledStr;
+use clap::{Arg, ArgAction, Command};
 use clap_complete::Shell;
-use clap_mangen::Man;
 use node_fixer::cli::Cli;
-use node_fixer::desired::{DEFAULT_YAML, SCHEMA};
+use node_fixer::config::{DEFAULT_YAML, SCHEMA};
 use roff::{Inline, Roff, bold, italic, line_break, roman};
 use serde_json::{Map, Value};
 
@@ -24,102 +24,199 @@ fn main() -> anyhow::Result<()> {
     completions(&directory)
 }
 
-fn completions(directory: &Path) -> anyhow::Result<()> {
+/// Writes the completions.
+pub fn completions(directory: &Path) -> anyhow::Result<()> {
     for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
-        clap_complete::generate_to(shell, &mut Cli::command(), "node-fixer", directory)?;
+        let path = clap_complete::generate_to(shell, &mut Cli::definition(), "node-fixer", directory)?;
+        if shell == Shell::Bash {
+            // clap_complete writes the hyphen of a program's name in two ways, so that no command would complete.
+            fs::write(&path, fs::read_to_string(&path)?.replace("node__subcmd__fixer", "node__fixer"))?;
+        }
     }
     Ok(())
 }
 
-/// node-fixer(8): what --help says, and what a person looks for in a manual beyond that.
-fn program() -> anyhow::Result<Vec<u8>> {
-    let mut page = Vec::new();
-    let command = Cli::command();
-    let version = version();
-    let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-    let codes = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-    let mut command = command.after_help("");
-    command.build();
+/// node-fixer(8): the help of every command, and what else a manual has.
+pub fn program() -> anyhow::Result<Vec<u8>> {
+    let mut definition = Cli::definition();
+    definition.build();
     let mut text = Roff::new();
-    text.control("TH", ["node-fixer", "8", "", version.as_str(), "System administration"]);
-    section(&mut text, "NAME", &[roman("node-fixer - keeps the network of a Linux worker node as declared")]);
-    text.to_writer(&mut page)?;
-    let man = Man::new(command.clone());
-    man.render_synopsis_section(&mut page)?;
-
-    let mut text = Roff::new();
-    section(&mut text, "DESCRIPTION", &[roman(about)]);
+    text.control("TH", ["node-fixer", "8", "", version().as_str(), "System administration"]);
+    section(&mut text, "NAME", &[roman("node-fixer - repair the routing of a Linux worker node")]);
+    text.control("SH", ["SYNOPSIS"]);
+    synopsis(&mut text, &definition);
+    let commands: Vec<_> = definition.get_subcommands().filter(|command| command.get_name() != "help").collect();
+    for command in &commands {
+        text.control("br", []);
+        synopsis(&mut text, command);
+    }
+    section(&mut text, "DESCRIPTION", &[roman(sentence(definition.get_about()))]);
     paragraph(
         &mut text,
         &[
-            roman("Without a command it makes one run. It is meant to be started every minute by "),
+            roman("Without a command it makes one run. "),
             bold("node-fixer.timer"),
-            roman("; nothing stays resident, and a run that finds nothing to do is silent."),
+            roman(" starts one every minute. A run with nothing to do is silent."),
         ],
     );
-    text.to_writer(&mut page)?;
-    man.render_options_section(&mut page)?;
-
-    let mut text = Roff::new();
+    text.control("SH", ["OPTIONS"]);
+    options(&mut text, &definition);
     text.control("SH", ["COMMANDS"]);
-    for command in command.get_subcommands().filter(|command| command.get_name() != "help") {
-        let own = || command.get_arguments().filter(|arg| !arg.is_global_set() && arg.get_id() != "help");
-        let written = |arg: &Arg| {
-            let value = arg.get_value_names().and_then(<[_]>::first).map(ToString::to_string).unwrap_or_default();
-            arg.get_long().map_or(value.clone(), |long| format!("[--{long} {value}]"))
-        };
-        let usage = own().fold(String::new(), |usage, arg| usage + " " + &written(arg));
-        item(&mut text, &[bold(command.get_name()), roman(usage)]);
-        text.text([roman(command.get_about().map(ToString::to_string).unwrap_or_default() + ".")]);
-        for arg in own() {
-            let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-            text.text([roman(format!("{}: {help}.", written(arg).trim_matches(['[', ']'])))]);
+    text.text([roman(
+        "Every command accepts --help, and the options that are listed for it, before and after its name.",
+    )]);
+    for command in &commands {
+        text.control("SS", [command.get_name()]);
+        text.text([roman(sentence(command.get_about()))]);
+        let (about, _, _) = help(command);
+        if !about.is_empty() {
+            paragraph(&mut text, &[roman(about)]);
         }
-        let codes = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-        let codes = codes.lines().filter_map(|line| line.strip_prefix("  ")?.split_once(' '));
-        let codes: Vec<_> = codes.map(|(code, meaning)| format!("{code} {}", meaning.trim())).collect();
-        if !codes.is_empty() {
-            text.text([roman(format!("Exit codes: {}.", codes.join("; ")))]);
-        }
+        options(&mut text, command);
     }
     text.control("SH", ["EXIT STATUS"]);
-    for (code, meaning) in codes.lines().skip(1).filter_map(|line| line.trim().split_once(' ')) {
-        item(&mut text, &[bold(code)]);
-        text.text([roman(meaning.trim())]);
+    for command in [&definition].into_iter().chain(commands.iter().copied()) {
+        let (_, _, codes) = help(command);
+        for (title, codes) in codes {
+            let title = if command.get_name() == "node-fixer" { title } else { command.get_name().to_owned() };
+            text.control("SS", [title.as_str()]);
+            for (code, meaning) in codes {
+                item(&mut text, &[bold(code)]);
+                text.text([roman(meaning)]);
+            }
+        }
+    }
+    text.control("SH", ["EXAMPLES"]);
+    for command in [&definition].into_iter().chain(commands.iter().copied()) {
+        example(&mut text, &help(command).1);
+    }
+    surroundings(&mut text);
+    let mut page = Vec::new();
+    text.to_writer(&mut page)?;
+    Ok(page)
+}
+
+/// ENVIRONMENT, FILES and the sections after them.
+fn surroundings(text: &mut Roff) {
+    text.control("SH", ["ENVIRONMENT"]);
+    for (variable, what) in [
+        ("PATH", "Where crictl, nft and systemctl are found."),
+        ("NO_COLOR", "If set and not empty, output is never coloured. TERM=dumb does the same."),
+        ("CLICOLOR_FORCE", "If set and not 0, output is coloured even if it is not a terminal."),
+        ("JOURNAL_STREAM", "Set by systemd. If stderr is this stream, the log goes to the journal with its fields."),
+    ] {
+        item(text, &[bold(variable)]);
+        text.text([roman(what)]);
     }
     text.control("SH", ["FILES"]);
     for (file, what) in [
-        (
-            "/etc/node-fixer/config.yaml",
-            "Configuration; see node-fixer.yaml(5). Without it the built-in default applies.",
-        ),
+        ("/etc/node-fixer/config.yaml", "Configuration; see node-fixer.yaml(5). Without it the built-in one applies."),
         ("/etc/node-fixer/config.d/*.yaml", "Merged over it in the order of their names."),
-        ("/run/node-fixer", "The lock, and state that is valid until the next boot."),
+        ("/usr/share/node-fixer/schema.json", "JSON Schema of these files, for editors."),
+        ("/run/node-fixer", "The lock, and state until the next boot."),
         ("/var/lib/node-fixer", "State that outlives a reboot; counters, if metrics are on."),
+        ("/etc/sysctl.d/90-node-fixer.conf", "Persistent sysctls, if any are declared."),
     ] {
-        item(&mut text, &[italic(file)]);
+        item(text, &[italic(file)]);
         text.text([roman(what)]);
     }
     text.control("SH", ["NOTES"]);
     text.text([roman(
-        "What node-fixer adds has a protocol number: 170 for routes that repair a table, 171 for what is declared.",
+        "Objects that node-fixer adds have its protocol number: 170 for routes that repair a table, 171 for declared ones.",
     )]);
-    example(
-        &mut text,
-        "ip route show table all proto 170\nip route show table all proto 171\nip rule | grep 'proto 171'\n",
-    );
+    example(text, "ip route show table all proto 170\nip route show table all proto 171\nip rule | grep 'proto 171'\n");
     text.control("SH", ["SEE ALSO"]);
-    text.text([
-        bold("node-fixer.yaml"),
-        roman("(5), "),
-        bold("ip-route"),
-        roman("(8), "),
-        bold("ip-rule"),
-        roman("(8), "),
-    ]);
-    text.text([bold("systemd.timer"), roman("(5)")]);
-    text.to_writer(&mut page)?;
-    Ok(page)
+    let pages = [("node-fixer.yaml", "(5), "), ("ip-route", "(8), "), ("ip-rule", "(8), "), ("systemd.timer", "(5)")];
+    for (page, rest) in pages {
+        text.text([bold(page), roman(rest)]);
+    }
+}
+
+/// One line: the command with its options, each with its value.
+fn synopsis(text: &mut Roff, command: &Command) {
+    let name = if command.get_name() == "node-fixer" { "node-fixer" } else { "node-fixer " };
+    let own = if command.get_name() == "node-fixer" { "" } else { command.get_name() };
+    // The forms of a command, by the arguments that each leaves out. In both of these all others without brackets are required.
+    let forms: &[&[&str]] =
+        if own == "explain" { &[&["pods"], &["source", "destination", "iif", "mark", "uid"]] } else { &[&[]] };
+    for (number, without) in forms.iter().enumerate() {
+        if number > 0 {
+            text.control("br", []);
+        }
+        let mut words = vec![bold(format!("{name}{own}"))];
+        for arg in visible(command).filter(|arg| !without.contains(&arg.get_id().as_str())) {
+            words.push(roman(" "));
+            words.push(match arg.get_long() {
+                None if forms.len() > 1 => italic(value(arg)),
+                None if matches!(arg.get_action(), ArgAction::Append) => roman(format!("[{}...]", value(arg))),
+                None => roman(format!("[{}]", value(arg))),
+                Some("pods") => bold("--pods"),
+                Some(long) if value(arg).is_empty() => roman(format!("[--{long}]")),
+                Some(long) => roman(format!("[--{long} {}]", value(arg))),
+            });
+        }
+        text.text(words);
+    }
+}
+
+/// The options and arguments that belong to a command, each with its help.
+fn options(text: &mut Roff, command: &Command) {
+    for arg in visible(command) {
+        let short = arg.get_short().map_or(String::new(), |short| format!("-{short}, "));
+        let value = value(arg);
+        match arg.get_long() {
+            None => item(text, &[italic(value)]),
+            Some(long) if value.is_empty() => item(text, &[bold(format!("{short}--{long}"))]),
+            Some(long) => item(text, &[bold(format!("{short}--{long} ")), italic(value)]),
+        }
+        text.text([roman(sentence(arg.get_help()))]);
+        for choice in
+            arg.get_possible_values().iter().filter_map(|choice| Some((choice.get_name(), choice.get_help()?)))
+        {
+            text.text([bold(choice.0), roman(format!(": {}", sentence(Some(choice.1))))]);
+        }
+    }
+}
+
+fn visible(command: &Command) -> impl Iterator<Item = &Arg> {
+    command.get_arguments().filter(|arg| !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version"))
+}
+
+/// The possible values of an option, or the name of its value.
+fn value(arg: &Arg) -> String {
+    if !arg.get_action().takes_values() {
+        return String::new();
+    }
+    let choices: Vec<_> = arg.get_possible_values().iter().map(|choice| choice.get_name().to_owned()).collect();
+    let name = || arg.get_value_names().and_then(<[_]>::first).map(ToString::to_string).unwrap_or_default();
+    if choices.is_empty() { name() } else { choices.join("|") }
+}
+
+fn sentence(help: Option<&StyledStr>) -> String {
+    help.map(ToString::to_string).unwrap_or_default().trim_end_matches('.').to_owned() + "."
+}
+
+/// A table of exit codes: its title, and each code with its meaning.
+type Codes = (String, Vec<(String, String)>);
+
+/// The parts of the text after a command's options: remarks, examples, and the tables of exit codes.
+fn help(command: &Command) -> (String, String, Vec<Codes>) {
+    let (mut about, mut examples, mut codes) = (String::new(), String::new(), Vec::new());
+    let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    for part in text.split("\n\n") {
+        let (title, rest) = part.split_once('\n').unwrap_or((part, ""));
+        if title == "Examples:" {
+            examples = rest.lines().fold(examples, |examples, line| examples + line.trim_start() + "\n");
+        } else if title.starts_with("Exit codes") {
+            let rows = rest.lines().filter_map(|line| line.trim().split_once(' '));
+            let rows = rows.map(|(code, meaning)| (code.to_owned(), meaning.trim().to_owned())).collect();
+            let title = title.trim_start_matches("Exit codes").trim_end_matches(':').trim();
+            codes.push((if title.is_empty() { "a run".into() } else { title.to_owned() }, rows));
+        } else {
+            about = part.replace('\n', " ");
+        }
+    }
+    (about, examples, codes)
 }
 
 /// node-fixer.yaml(5): the keys as the schema describes them, then the commented default.

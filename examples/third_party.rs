@@ -1,6 +1,8 @@
 //! Writes what packages say of the works of others that are in the binary, from Cargo.lock and the crates themselves:
 //!
-//!     cargo run --example third_party -- DIRECTORY TRIPLE
+//!     cargo run --example third_party -- DIRECTORY TRIPLE [ROOT]
+//!
+//! ROOT is the root file system with the toolchain that built the binary, if that is not this machine's.
 //!
 //! THIRD-PARTY-NOTICES has the licences of all crates and of the C library, rust-std-copyright.html those of Rust's
 //! standard library, node-fixer.cdx.json is a bill of materials (CycloneDX). Fails where a text is missing.
@@ -11,30 +13,58 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
 /// Where the license of the GNU C library lies on the systems that packages are built on.
 const LGPL: [&str; 3] = [
-    "/usr/share/common-licenses/LGPL-2.1",
-    "/usr/share/licenses/glibc/COPYING.LIB",
-    "/usr/share/licenses/glibc-devel/COPYING.LIB",
+    "usr/share/common-licenses/LGPL-2.1",
+    "usr/share/licenses/glibc/COPYING.LIB",
+    "usr/share/licenses/glibc-devel/COPYING.LIB",
 ];
 /// What the C library says of its parts; and where Debian and Red Hat have it.
 const GLIBC: [&str; 3] =
-    ["/usr/share/doc/libc6-dev/copyright", "/usr/share/doc/libc6/copyright", "/usr/share/licenses/glibc/LICENSES"];
+    ["usr/share/doc/libc6-dev/copyright", "usr/share/doc/libc6/copyright", "usr/share/licenses/glibc/LICENSES"];
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1);
     let directory = arguments.next().map(PathBuf::from).context("name a directory")?;
     let triple = arguments.next().and_then(|triple| triple.into_string().ok()).context("name a target triple")?;
+    let root = Root(arguments.next().map_or("/".into(), PathBuf::from));
     let metadata = metadata(&triple)?;
     let crates = crates(&metadata)?;
     fs::create_dir_all(&directory)?;
-    fs::write(directory.join("THIRD-PARTY-NOTICES"), notices(&crates, &triple)?)?;
-    fs::write(directory.join("node-fixer.cdx.json"), bill_of_materials(&crates, &triple)?)?;
-    fs::copy(rust_std_copyright()?, directory.join("rust-std-copyright.html"))?;
+    fs::write(directory.join("THIRD-PARTY-NOTICES"), notices(&crates, &triple, &root)?)?;
+    fs::write(directory.join("node-fixer.cdx.json"), bill_of_materials(&crates, &triple, &root)?)?;
+    fs::write(directory.join("rust-std-copyright.html"), rust_std_copyright(&root)?)?;
     Ok(())
+}
+
+/// The root file system with the toolchain.
+struct Root(PathBuf);
+
+impl Root {
+    /// What a program of it prints.
+    fn output_of(&self, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        let mut command = Command::new(if self.is_other() { "chroot" } else { program });
+        if self.is_other() {
+            command.arg(&self.0).arg(program);
+        }
+        let output = command.args(arguments).output().with_context(|| format!("cannot run {program}"))?;
+        ensure!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    /// The first of these files that is there.
+    fn first_of(&self, paths: &[&str]) -> anyhow::Result<String> {
+        let found = paths.iter().map(|path| self.0.join(path)).find(|path| path.exists());
+        let path = found.with_context(|| format!("none of these is in {}: {}", self.0.display(), paths.join(", ")))?;
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
+    fn is_other(&self) -> bool {
+        self.0 != Path::new("/")
+    }
 }
 
 /// A crate of which something is in the binary: its code, or what it generated.
@@ -127,7 +157,7 @@ fn checksums() -> anyhow::Result<BTreeMap<(String, String), String>> {
 }
 
 /// Texts under a heading for all whose text it is.
-fn notices(crates: &[Crate], triple: &str) -> anyhow::Result<String> {
+fn notices(crates: &[Crate], triple: &str, root: &Root) -> anyhow::Result<String> {
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for it in crates.iter().skip(1) {
         let title = format!("{} {} ({})", it.name, it.version, it.license);
@@ -151,8 +181,8 @@ fn notices(crates: &[Crate], triple: &str) -> anyhow::Result<String> {
                       build node-fixer from its source, of which Cargo.lock names every part, on a system that has that version:\n\
                       packaging/build.";
         section(&mut out, &titles, relink);
-        section(&mut out, &["What the GNU C Library says of its parts".to_owned()], &first_of(&GLIBC)?);
-        section(&mut out, &["The licence of the GNU C Library".to_owned()], &first_of(&LGPL)?);
+        section(&mut out, &["What the GNU C Library says of its parts".to_owned()], &root.first_of(&GLIBC)?);
+        section(&mut out, &["The licence of the GNU C Library".to_owned()], &root.first_of(&LGPL)?);
     }
     Ok(out)
 }
@@ -160,12 +190,6 @@ fn notices(crates: &[Crate], triple: &str) -> anyhow::Result<String> {
 fn section(out: &mut String, titles: &[String], text: &str) {
     let line = "=".repeat(100);
     out.push_str(&format!("\n{line}\n{}\n{line}\n\n{}\n", titles.join("\n"), text.trim()));
-}
-
-fn first_of(paths: &[&str]) -> anyhow::Result<String> {
-    let found = paths.iter().find(|path| Path::new(path).exists());
-    let path = found.with_context(|| format!("none of these files is there: {}", paths.join(", ")))?;
-    fs::read_to_string(path).with_context(|| format!("cannot read {path}"))
 }
 
 /// The licences that a crate comes with; of several to choose from the MIT License.
@@ -192,18 +216,23 @@ fn license_texts(it: &Crate) -> anyhow::Result<Vec<String>> {
     names.iter().map(read).collect()
 }
 
-/// The notices that come with the toolchain.
-fn rust_std_copyright() -> anyhow::Result<PathBuf> {
-    let sysroot = output_of("rustc", &["--print", "sysroot"])?;
-    let path = Path::new(&sysroot).join("share/doc/rust/COPYRIGHT-library.html");
-    if !path.exists() {
-        bail!("this toolchain comes without {}; take one of rustup", path.display());
+/// The notices that come with the toolchain: a page of rustup's, or the text of Debian's package.
+fn rust_std_copyright(root: &Root) -> anyhow::Result<String> {
+    let sysroot = root.output_of("rustc", &["--print", "sysroot"])?;
+    let page = format!("{}/share/doc/rust/COPYRIGHT-library.html", sysroot.trim_start_matches('/'));
+    if let Ok(page) = root.first_of(&[&page]) {
+        return Ok(page);
     }
-    Ok(path)
+    let debian = ["usr/share/doc/libstd-rust-web-dev/copyright", "usr/share/doc/libstd-rust-dev/copyright"];
+    let text = root.first_of(&debian).with_context(|| format!("this toolchain comes without /{page}"))?;
+    let text = text.replace('&', "&amp;").replace('<', "&lt;");
+    Ok(format!(
+        "<!DOCTYPE html>\n<meta charset=\"utf-8\">\n<title>Rust's standard library</title>\n<pre>\n{text}</pre>\n"
+    ))
 }
 
 /// CycloneDX 1.5 in JSON. The same source makes the same: it has no serial number, and the time is that of the source.
-fn bill_of_materials(crates: &[Crate], triple: &str) -> anyhow::Result<String> {
+fn bill_of_materials(crates: &[Crate], triple: &str, root: &Root) -> anyhow::Result<String> {
     let component = |it: &Crate, kind: &str| {
         let mut component = json!({
             "type": kind, "bom-ref": it.url(), "name": it.name, "version": it.version, "purl": it.url(),
@@ -218,24 +247,24 @@ fn bill_of_materials(crates: &[Crate], triple: &str) -> anyhow::Result<String> {
         component
     };
     let url_of: BTreeMap<&str, String> = crates.iter().map(|it| (it.id.as_str(), it.url())).collect();
-    let rust = output_of("rustc", &["--version"])?.split(' ').nth(1).context("rustc has no version")?.to_owned();
+    let rust = root.output_of("rustc", &["--version"])?.split(' ').nth(1).context("rustc has no version")?.to_owned();
     let mut others = vec![json!({
         "type": "library", "bom-ref": "rust-std", "name": "rust-std", "version": rust,
         "purl": format!("pkg:github/rust-lang/rust@{rust}"), "licenses": [{"expression": "MIT OR Apache-2.0"}],
     })];
     if triple.contains("gnu") {
-        let version = output_of("ldd", &["--version"])?;
+        let version = root.output_of("ldd", &["--version"])?;
         let version = version.lines().next().and_then(|line| line.rsplit(' ').next()).context("ldd has no version")?;
         others.push(json!({
             "type": "library", "bom-ref": "glibc", "name": "glibc", "version": version,
             "purl": format!("pkg:generic/glibc@{version}"), "licenses": [{"expression": "LGPL-2.1-or-later"}],
         }));
     }
-    let root = crates.first().context("no crates")?;
+    let program = crates.first().context("no crates")?;
     let others_refs: Vec<String> = others.iter().filter_map(|other| text(other, "bom-ref")).collect();
     let dependencies = crates.iter().map(|it| {
         let mut on: Vec<String> = it.depends_on.iter().filter_map(|id| url_of.get(id.as_str()).cloned()).collect();
-        if it.id == root.id {
+        if it.id == program.id {
             on.extend(others_refs.iter().cloned());
         }
         on.sort();
@@ -245,16 +274,11 @@ fn bill_of_materials(crates: &[Crate], triple: &str) -> anyhow::Result<String> {
     let components: Vec<Value> = crates.iter().skip(1).map(|it| component(it, "library")).chain(others).collect();
     let bill = json!({
         "bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1,
-        "metadata": {"timestamp": time_of_the_source()?, "component": component(root, "application")},
+        "metadata": {"timestamp": time_of_the_source()?, "component": component(program, "application")},
         "components": components,
         "dependencies": dependencies,
     });
     Ok(serde_json::to_string_pretty(&bill)? + "\n")
-}
-
-fn output_of(program: &str, arguments: &[&str]) -> anyhow::Result<String> {
-    let output = Command::new(program).args(arguments).output().with_context(|| format!("cannot run {program}"))?;
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 /// SOURCE_DATE_EPOCH (https://reproducible-builds.org), which packaging/build sets.

@@ -1,200 +1,217 @@
-//! What a plan consists of: changes to make, and wishes that cannot safely be met.
+//! What a plan consists of: changes to make, and changes that are blocked because they are not safe.
 
 use std::fmt;
 use std::time::Duration;
 
-use cidr::IpInet;
+use crate::history::memory::Note;
+use crate::model::masquerade::{self, Masquerade};
+use crate::model::netns::{NetnsId, NetnsName, Veth};
+use crate::model::pod::{PodId, PodQuery};
+use crate::model::{
+    Family, IfAddress, IfName, LinkKind, LinkSettings, Noun, PROTO_MENDED, PROTO_RESTORED, Route, SeenRule, SysctlWrite,
+};
+use crate::sysctl_d::OurFile;
 
-use crate::memory::{Knowledge, Note};
-use crate::nat::{self, Masquerade};
-use crate::net::{Bridge, Family, IfName, PROMOTE, PROTO_MENDED, Route, Rule, SysctlKey, shell_word};
-use crate::netns::{NetnsId, NetnsName, Veth};
-use crate::pod::{PodId, PodQuery};
-use crate::sysctl_d;
-
-/// What one reconciler wants done.
+/// What one reconciler wants to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// In the order in which they must be made.
     pub steps: Vec<Step>,
-    /// What goes because it is no longer declared. Made after the steps of all sections, the last section first: what
-    /// was built up in order is taken down in reverse.
+    /// Objects that are removed because they are no longer declared. They are removed after the steps of all sections,
+    /// in reverse order: the last section first.
     pub removals: Vec<Step>,
-    /// What is never done, because the configuration says of this very thing that it is only observed.
+    /// Changes that are only reported, because the configuration says `observe` for this entry.
     pub observed: Vec<Step>,
-    /// What is to be done, but not now.
+    /// Changes that are held back until later.
     pub held: Vec<Step>,
-    /// What should be done and cannot safely be.
+    /// Changes that are needed but not safe.
     pub blocked: Vec<Blocked>,
-    /// What the next run is to know. Written before any step is made; without it none is.
+    /// What to save for the next run. It is written before the first step; if that fails, no step is made.
     pub remember: Vec<Note>,
-    /// What is worth knowing and changes nothing here: reported once, as long as it is so.
+    /// Whether the node has, or will have, an object that is removed when it is no longer declared. `None` if unknown.
+    pub leaves: Option<bool>,
+    /// Findings that require no change here. Each is reported once, for as long as it lasts.
     pub notices: Vec<Notice>,
+    /// After how long this has to be planned again, if nothing changes earlier.
+    pub again: Option<Duration>,
+    /// When a restart is due that a run of the watcher leaves to a separate run, on the clock since boot.
+    pub due: Option<Duration>,
 }
 
-/// Something that an operator should know, and that is none of what is to be done.
+/// A finding that an operator should know about and that this run does not act on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// What is so, and what to do about it.
+    /// The finding, and what to do about it.
     pub text: String,
-    /// The same in a few words, where it is a problem of the node.
+    /// The same in a few words, if it is a problem of the node.
     pub problem: Option<String>,
 }
 
 /// A change and the reason for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
-    /// What to do.
+    /// The change.
     pub change: Change,
-    /// What was found wrong, and the evidence for the cure.
+    /// What is wrong, and the evidence for the repair.
     pub reason: String,
+    /// What to save about this step, in addition to what the plan saves as a whole.
+    pub notes: Vec<(When, Note)>,
 }
 
-/// A wish that cannot safely be met.
+impl Step {
+    /// A step with no notes of its own.
+    pub fn new(change: Change, reason: impl Into<String>) -> Step {
+        Step { change, reason: reason.into(), notes: Vec::new() }
+    }
+}
+
+/// When the engine writes a note of a step. If the run is killed in between, the next one continues from the last note.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// Before the change is made. If this fails, the change is not made.
+    Before,
+    /// After the change was made.
+    Applied,
+    /// After it turned out that this run did not make the change: another program did, or the interface is gone.
+    Existed,
+    /// After the change failed. Not written if the answer was lost or a signal interrupted it: then the outcome is
+    /// unknown.
+    Failed,
+    /// Before the change is taken back.
+    TakenBack,
+    /// After it turned out that another program had already taken it back: what exists now belongs to that program.
+    Returned,
+}
+
+/// A change that is needed but not safe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocked {
-    /// What should be.
+    /// The change.
     pub want: String,
-    /// The evidence that was found, and what an operator would do.
+    /// The evidence against it, and what an operator can do.
     pub because: String,
-    /// Whether it is a look that failed, so that nobody knows what there is to do.
+    /// Whether reading the node failed, so that it is unknown what there is to do.
     pub unseen: bool,
 }
 
 impl Blocked {
-    /// A wish with the evidence against it.
+    /// A blocked change and the evidence against it.
     pub fn new(want: String, because: String) -> Blocked {
         Blocked { want, because, unseen: false }
     }
 
-    /// A look that failed, and what should have come of it.
+    /// A read that failed, and what it was for.
     pub fn unseen(want: String, because: String) -> Blocked {
         Blocked { want, because, unseen: true }
     }
 }
 
-/// One change of the node. Its `Display` is the command that an operator would type for it: the line of a dry
-/// run, of the log, and the context of an error.
+/// What is done to one object of the node. `Old` is what is known of an existing one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op<T, Old = T> {
+    /// Adds an object that does not exist.
+    Add(T),
+    /// Replaces one object with another.
+    Replace {
+        /// The new object.
+        new: T,
+        /// The existing object.
+        old: Old,
+    },
+    /// Deletes exactly this object.
+    Delete(Old),
+}
+
+impl<T, Old> Op<T, Old> {
+    fn action(&self) -> Action {
+        match self {
+            Op::Add(_) => Action::Create,
+            Op::Replace { .. } => Action::Update,
+            Op::Delete(_) => Action::Delete,
+        }
+    }
+}
+
+impl<T: Clone> Op<T> {
+    /// The operation that undoes this one.
+    fn inverse(&self) -> Op<T> {
+        match self.clone() {
+            Op::Add(new) => Op::Delete(new),
+            Op::Replace { new, old } => Op::Replace { new: old, old: new },
+            Op::Delete(old) => Op::Add(old),
+        }
+    }
+
+    /// The object to add or to delete.
+    pub fn subject(&self) -> &T {
+        match self {
+            Op::Add(it) | Op::Replace { new: it, .. } | Op::Delete(it) => it,
+        }
+    }
+}
+
+impl<T: Noun> fmt::Display for Op<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&match self {
+            Op::Add(new) => new.add_command(),
+            Op::Replace { new, old } => new.replace_command(old),
+            Op::Delete(old) => old.delete_command(),
+        })
+    }
+}
+
+/// One change of the node. Its `Display` is the command that an operator would type. It is shown by dry runs, in the
+/// log, and as the context of errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// Adds a route where none with its destination, metric and table is.
-    AddRoute(Route),
-    /// Puts a route in the place of one with the same destination, metric and table.
-    ReplaceRoute {
-        /// The one that is to be there.
-        new: Route,
-        /// The one that is there.
-        old: Route,
-    },
-    /// Deletes exactly this route.
-    DeleteRoute(Route),
-    /// Adds a rule.
-    AddRule(Rule),
-    /// Deletes exactly this rule.
-    DeleteRule(Rule),
-    /// Adds an address to the interface with this name.
-    AddAddress(IfName, IpInet),
-    /// Deletes exactly this address.
-    DeleteAddress {
-        /// The interface.
-        dev: IfName,
-        /// The address.
-        address: IpInet,
-        /// Whether others of its subnet are there that would go with it. (A run lets none go, whatever this says.)
-        promote: bool,
-    },
-    /// Makes a bridge, with our mark on it.
-    AddBridge(Bridge),
-    /// Gives a bridge other settings.
-    SetBridge {
-        /// As it is to be.
-        new: Bridge,
-        /// As it is.
-        old: Bridge,
-    },
-    /// Deletes this bridge.
-    DeleteBridge(Bridge),
-    /// Puts our nftables table in the place of the one that is there, in one go.
-    SetMasquerade {
-        /// What is in it.
-        rules: Vec<Masquerade>,
-        /// Whether there is none yet.
-        anew: bool,
-    },
-    /// Deletes our nftables table.
-    DeleteMasquerade,
+    /// A route. It replaces a route with the same destination, metric and table.
+    Route(Op<Route>),
+    /// A rule. It replaces another one only if the kernel cannot distinguish them; otherwise both can exist.
+    Rule(Op<SeenRule>),
+    /// An address. Addresses never replace each other: both can exist.
+    Address(Op<IfAddress>),
+    /// A bridge owned by node-fixer, or the settings of another link.
+    Link(Op<LinkSettings>),
+    /// node-fixer's nftables table, by its rules. It is replaced in one transaction; the old contents are not known in
+    /// full.
+    Masquerade(Op<Vec<Masquerade>, ()>),
+    /// node-fixer's file in /etc/sysctl.d.
+    File(Op<OurFile>),
     /// Writes a sysctl.
-    SetSysctl {
-        /// Which.
-        key: SysctlKey,
-        /// What to write.
-        value: String,
-        /// What is there.
-        before: String,
-        /// What is written right before it: what is there, of interfaces that would follow it and are to stay. They
-        /// follow no more.
-        first: Vec<(SysctlKey, String)>,
-        /// What is written right after it: keys of others that the kernel changes along with this one.
-        then: Vec<(SysctlKey, String)>,
-        /// What must be so when it is written: otherwise the write would cost something else.
-        needs: Vec<(SysctlKey, String)>,
-    },
-    /// Writes our file in /etc/sysctl.d, or removes it.
-    Persist {
-        /// What is to be in it; `None` removes it.
-        new: Option<String>,
-        /// What is in it; `None`: there is none.
-        old: Option<String>,
-    },
-    /// Takes its name from a network namespace, which goes with it: no process is in it.
+    Sysctl(SysctlWrite),
+    /// Deletes the name of a network namespace that has no process. The namespace goes with it.
     DeleteNetns(NetnsName, NetnsId),
-    /// Deletes both ends of a veth, unless there is a namespace of this name (again).
+    /// Deletes both ends of a veth, unless a namespace of this name exists (again).
     DeleteVeth(Veth, Option<NetnsName>),
-    /// Stops and removes a pod's sandbox, and waits until another one is ready.
+    /// Stops and removes a pod's sandbox, and waits until a new one is ready.
     RestartPod(Box<RestartPod>),
 }
 
-/// The restart of a pod, and what is remembered at each turn of it.
+/// The restart of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestartPod {
-    /// How to ask for the pod.
+    /// How to find the pod.
     pub query: PodQuery,
-    /// Its sandbox; `None` where it was not looked for yet.
+    /// Its sandbox; `None` before the first search.
     pub id: Option<PodId>,
-    /// Before anything is done.
-    pub begun: Knowledge,
-    /// When another sandbox is ready.
-    pub ended: Knowledge,
-    /// When something failed.
-    pub failed: Knowledge,
-    /// How long to wait with the next try after that.
-    pub backoff: Duration,
-}
-
-impl fmt::Display for RestartPod {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = self.id.as_ref().map_or("ID", PodId::as_str);
-        let command = |verb| self.query.command(&self.query.args(&[verb, id]));
-        write!(f, "{} && {}", command("stopp"), command("rmp"))
-    }
 }
 
 /// What a change does to its object, in the words of the JSON report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// Something new.
+    /// A new object.
     Create,
-    /// Something that is there gets another value.
+    /// A new value for an existing object.
     Update,
-    /// Something goes.
+    /// A deletion.
     Delete,
-    /// Something is made anew.
+    /// A restart.
     Restart,
 }
 
 impl Action {
-    /// Its word.
+    /// Its name in JSON.
     pub fn word(self) -> &'static str {
         match self {
             Action::Create => "create",
@@ -205,121 +222,115 @@ impl Action {
     }
 }
 
-/// What belongs together: when one change of it fails, the others are not made, and those that were are taken back.
+/// Changes that belong together. If one of them fails, the others are not made, and those that were made are taken
+/// back.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Group {
-    /// A declared bridge with its addresses and the routes over it. Changes of other links stand alone.
+    /// A declared bridge with its addresses and ports, and the routes over it. Changes of other links are independent.
     Link(IfName),
     /// The repair of a policy table.
     Table(Family, u32),
 }
 
 impl Change {
-    /// What it does.
+    /// The action.
     pub fn action(&self) -> Action {
         match self {
-            Change::AddRoute(_) | Change::AddRule(_) | Change::AddAddress(..) | Change::AddBridge(_) => Action::Create,
-            Change::SetMasquerade { anew: true, .. } => Action::Create,
-            Change::SetMasquerade { anew: false, .. } => Action::Update,
-            Change::DeleteMasquerade => Action::Delete,
-            Change::Persist { old: None, .. } => Action::Create,
-            Change::Persist { new: None, .. } => Action::Delete,
-            Change::Persist { .. } => Action::Update,
-            Change::ReplaceRoute { .. } | Change::SetBridge { .. } | Change::SetSysctl { .. } => Action::Update,
-            Change::DeleteRoute(_) | Change::DeleteRule(_) | Change::DeleteBridge(_) => Action::Delete,
-            Change::DeleteAddress { .. } => Action::Delete,
+            Change::Route(op) => op.action(),
+            Change::Rule(op) => op.action(),
+            Change::Address(op) => op.action(),
+            Change::Link(op) => op.action(),
+            Change::Masquerade(op) => op.action(),
+            Change::File(op) => op.action(),
+            Change::Sysctl(_) => Action::Update,
             Change::DeleteNetns(..) | Change::DeleteVeth(..) => Action::Delete,
             Change::RestartPod(_) => Action::Restart,
         }
     }
 
-    /// The change that takes this one back; `None` where nothing does.
-    pub fn undone(&self) -> Option<Change> {
-        Some(match self.clone() {
-            Change::AddRoute(route) => Change::DeleteRoute(route),
-            Change::ReplaceRoute { new, old } => Change::ReplaceRoute { new: old, old: new },
-            Change::DeleteRoute(route) => Change::AddRoute(route),
-            Change::AddRule(rule) => Change::DeleteRule(rule),
-            Change::DeleteRule(rule) => Change::AddRule(rule),
-            Change::AddAddress(dev, address) => Change::DeleteAddress { dev, address, promote: false },
-            Change::DeleteAddress { dev, address, .. } => Change::AddAddress(dev, address),
-            Change::AddBridge(bridge) => Change::DeleteBridge(bridge),
-            Change::SetBridge { new, old } => Change::SetBridge { new: old, old: new },
-            Change::DeleteBridge(bridge) => Change::AddBridge(bridge),
-            Change::SetMasquerade { anew: true, .. } => Change::DeleteMasquerade,
-            // What was in the table is not known in full.
-            Change::SetMasquerade { anew: false, .. } | Change::DeleteMasquerade => return None,
-            Change::Persist { new, old } => Change::Persist { new: old, old: new },
-            // Each stands alone, so that nothing ever takes one back but the end of its declaration.
-            Change::SetSysctl { .. } => return None,
+    /// The change that undoes this one; `None` if there is none.
+    pub fn inverse(&self) -> Option<Change> {
+        Some(match self {
+            Change::Route(op) => Change::Route(op.inverse()),
+            Change::Rule(op) => Change::Rule(op.inverse()),
+            Change::Address(op) => Change::Address(op.inverse()),
+            Change::Link(op) => Change::Link(op.inverse()),
+            Change::File(op) => Change::File(op.inverse()),
+            Change::Masquerade(Op::Add(_)) => Change::Masquerade(Op::Delete(())),
+            // The old contents of the table are not known in full.
+            Change::Masquerade(Op::Replace { .. } | Op::Delete(())) => return None,
+            // These are independent: only the end of their declaration takes them back.
+            Change::Sysctl(_) => return None,
             Change::DeleteNetns(..) | Change::DeleteVeth(..) | Change::RestartPod(_) => return None,
         })
     }
 
-    /// The same without what is written before and after it, which is not the same each time: what is told and counted
-    /// of it.
-    pub fn alone(&self) -> Change {
+    /// The change without what is written before and after it, which differs each time. Logs and counters use this
+    /// form.
+    pub fn without_side_writes(&self) -> Change {
         match self.clone() {
-            Change::SetSysctl { key, value, before, .. } => {
-                Change::SetSysctl { key, value, before, first: Vec::new(), then: Vec::new(), needs: Vec::new() }
+            Change::Sysctl(SysctlWrite { key, value, before, .. }) => {
+                Change::Sysctl(SysctlWrite::alone(key, value, before))
             }
             other => other,
         }
     }
 
-    /// Whether the other one is this one again, planned after another look: a sysctl that is to have the same value, from
-    /// whatever it is by then.
+    /// Whether `other` is the same change, planned again after another look: the same sysctl or link setting with the
+    /// same target value, whatever the current value.
     pub fn is_again(&self, other: &Change) -> bool {
         match (self, other) {
-            (Change::SetSysctl { key, value, .. }, Change::SetSysctl { key: again, value: wanted, .. }) => {
-                key == again && value == wanted
+            (Change::Sysctl(write), Change::Sysctl(again)) => (&write.key, &write.value) == (&again.key, &again.value),
+            (Change::Link(Op::Replace { new, .. }), Change::Link(Op::Replace { new: again, .. }))
+                if new.kind == LinkKind::Other =>
+            {
+                new == again
             }
-            // A link that was still to come has its index by then.
-            (Change::AddRoute(route), Change::AddRoute(again)) => {
-                let name = |route: &Route| route.dev.as_ref().map(|dev| dev.name.clone());
-                let rest = |route: &Route| Route { dev: None, ..route.clone() };
-                name(route) == name(again) && rest(route) == rest(again)
+            // A link that did not exist before has an index by now.
+            (Change::Route(Op::Add(route)), Change::Route(Op::Add(again))) => {
+                let by_name = |route: &Route| {
+                    let mut route = route.clone();
+                    route.devs_mut().for_each(|dev| dev.index = 0);
+                    route
+                };
+                by_name(route) == by_name(again)
             }
             _ => self == other,
         }
     }
 
-    /// What it belongs to; `None` for a change that stands alone: no other one is worse for its failure.
+    /// The group it belongs to; `None` for an independent change.
     pub fn group(&self) -> Option<Group> {
         let of_link = |name: &IfName| Some(Group::Link(name.clone()));
         match self {
-            Change::AddRoute(route) if route.protocol == PROTO_MENDED => {
+            Change::Route(Op::Add(route)) if route.protocol == PROTO_MENDED => {
                 Some(Group::Table(route.family(), route.table))
             }
-            Change::AddRoute(route) | Change::ReplaceRoute { new: route, .. } | Change::DeleteRoute(route) => {
-                route.dev.as_ref().and_then(|dev| of_link(&dev.name))
-            }
-            Change::AddAddress(dev, _) | Change::DeleteAddress { dev, .. } => of_link(dev),
-            Change::AddBridge(bridge) | Change::SetBridge { new: bridge, .. } | Change::DeleteBridge(bridge) => {
-                of_link(&bridge.name)
-            }
-            Change::AddRule(_)
-            | Change::DeleteRule(_)
-            | Change::SetMasquerade { .. }
-            | Change::DeleteMasquerade
-            | Change::SetSysctl { .. }
-            | Change::Persist { .. }
-            | Change::DeleteNetns(..)
-            | Change::DeleteVeth(..)
-            | Change::RestartPod(_) => None,
+            Change::Route(op) => op.subject().devs().next().and_then(|dev| of_link(&dev.name)),
+            Change::Address(op) => of_link(&op.subject().dev),
+            Change::Link(op) if op.subject().kind == LinkKind::Bridge => of_link(&op.subject().name),
+            Change::Link(op) => op.subject().port_of.iter().flatten().next().and_then(of_link),
+            Change::Rule(_) | Change::Masquerade(_) | Change::File(_) | Change::Sysctl(_) => None,
+            Change::DeleteNetns(..) | Change::DeleteVeth(..) | Change::RestartPod(_) => None,
         }
     }
 
-    /// The kind of thing that it changes.
+    /// Whether there may be one for each pod of the node, so that only their number is logged.
+    pub fn is_of_many(&self) -> bool {
+        matches!(self, Change::Rule(op) if op.subject().rule.protocol == PROTO_RESTORED)
+    }
+
+    /// The kind of object that it changes.
     pub fn object(&self) -> &'static str {
         match self {
-            Change::AddRoute(_) | Change::ReplaceRoute { .. } | Change::DeleteRoute(_) => "route",
-            Change::AddRule(_) | Change::DeleteRule(_) => "rule",
-            Change::AddAddress(..) | Change::DeleteAddress { .. } => "address",
-            Change::AddBridge(_) | Change::SetBridge { .. } | Change::DeleteBridge(_) => "bridge",
-            Change::SetMasquerade { .. } | Change::DeleteMasquerade => "masquerade",
-            Change::SetSysctl { .. } => "sysctl",
-            Change::Persist { .. } => "file",
+            Change::Route(_) => "route",
+            Change::Rule(_) => "rule",
+            Change::Address(_) => "address",
+            Change::Link(op) if op.subject().kind == LinkKind::Bridge => "bridge",
+            Change::Link(_) => "link",
+            Change::Masquerade(_) => "masquerade",
+            Change::File(_) => "file",
+            Change::Sysctl(_) => "sysctl",
             Change::DeleteNetns(..) => "namespace",
             Change::DeleteVeth(..) => "link",
             Change::RestartPod(_) => "pod",
@@ -330,40 +341,19 @@ impl Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Change::AddRoute(route) => f.write_str(&route.command("add")),
-            Change::ReplaceRoute { new, .. } => f.write_str(&new.command("replace")),
-            Change::DeleteRoute(route) => f.write_str(&route.command("del")),
-            Change::AddRule(rule) => f.write_str(&rule.command("add")),
-            Change::DeleteRule(rule) => f.write_str(&rule.command("del")),
-            Change::AddAddress(dev, address) => write!(f, "ip addr add {address:#} dev {dev}"),
-            Change::DeleteAddress { dev, address, promote } => {
-                let promote = |value| promote.then(|| SysctlKey::conf_of(dev, PROMOTE).command(value));
-                promote("1").iter().try_for_each(|command| write!(f, "{command} && {{ "))?;
-                write!(f, "ip addr del {address:#} dev {dev}")?;
-                // Also where the address has gone meanwhile.
-                promote("0").iter().try_for_each(|command| write!(f, "; {command}; }}"))
+            Change::Route(op) => op.fmt(f),
+            Change::Rule(op) => op.fmt(f),
+            Change::Address(op) => op.fmt(f),
+            Change::Link(op) => op.fmt(f),
+            Change::Masquerade(Op::Add(rules) | Op::Replace { new: rules, .. }) => {
+                f.write_str(&masquerade::replace_command(rules))
             }
-            Change::AddBridge(bridge) => f.write_str(&bridge.add_command()),
-            Change::SetBridge { new, .. } => f.write_str(&new.set_command()),
-            Change::DeleteBridge(bridge) => write!(f, "ip link del dev {} type bridge", bridge.name),
-            Change::SetMasquerade { rules, .. } => f.write_str(&nat::command(&nat::replacement(rules))),
-            Change::DeleteMasquerade => write!(f, "{} delete table inet {}", nat::PROGRAM, nat::TABLE),
-            Change::SetSysctl { key, value, first, then, .. } => {
-                // Where an interface has gone meanwhile, the others are not to be without.
-                first.iter().try_for_each(|(key, value)| write!(f, "{}; ", key.command(value)))?;
-                f.write_str(&key.command(value))?;
-                then.iter().try_for_each(|(key, value)| write!(f, " && {}", key.command(value)))
-            }
-            Change::Persist { new: None, .. } => write!(f, "rm {}", sysctl_d::OURS),
-            Change::Persist { new: Some(text), .. } => {
-                // Where a link to elsewhere stands in its place, that is not written through.
-                write!(f, "mkdir -p -m 755 {} && rm -f {} && printf '%s\\n'", sysctl_d::OURS_IN, sysctl_d::OURS)?;
-                text.lines().try_for_each(|line| write!(f, " {}", shell_word(line.as_bytes())))?;
-                write!(f, " > {0} && chmod 644 {0}", sysctl_d::OURS)
-            }
-            Change::DeleteNetns(name, _) => write!(f, "ip netns del {name}"),
-            Change::DeleteVeth(Veth { dev, .. }, _) => write!(f, "ip link del dev {} type veth", dev.name),
-            Change::RestartPod(restart) => restart.fmt(f),
+            Change::Masquerade(Op::Delete(())) => f.write_str(&masquerade::delete_command()),
+            Change::File(op) => op.fmt(f),
+            Change::Sysctl(write) => write.fmt(f),
+            Change::DeleteNetns(name, _) => f.write_str(&name.delete_command()),
+            Change::DeleteVeth(veth, _) => f.write_str(&veth.delete_command()),
+            Change::RestartPod(restart) => f.write_str(&restart.query.restart_command(restart.id.as_ref())),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! Each parser has a test of the name `fuzz` beside it. With the other tests it takes a fixed number of inputs that are the
 //! same each time; with NODE_FIXER_FUZZ_SECONDS it takes as long, from NODE_FIXER_FUZZ_SEED on (tests/fuzz).
 
-// Whoever waits for it reads what it says.
+// Its output is shown.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use std::cell::Cell;
@@ -47,7 +47,7 @@ pub fn run(name: &str, mut parse: impl FnMut(&[u8]) -> bool) {
             inputs += 1;
         }
     });
-    // Only where somebody waits for it.
+    // Only if the output is shown.
     if seconds.is_some() {
         println!("fuzz {name}: seed {seed}, {inputs} inputs, {taken} of them taken");
     }
@@ -74,7 +74,7 @@ fn watch(name: &str, over: &AtomicBool, current: &Mutex<(Instant, Vec<u8>)>) {
 }
 
 thread_local! {
-    /// Whether a panic of this thread is told.
+    /// Whether panics of this thread are reported.
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -92,7 +92,7 @@ fn take(name: &str, seed: u64, input: &[u8], parse: &mut impl FnMut(&[u8]) -> bo
     if let Ok(taken) = attempt(input) {
         return taken;
     }
-    // The first panic has been told.
+    // The first panic was reported.
     QUIET.set(true);
     let least = fewest(input, |bytes| attempt(bytes).is_err());
     QUIET.set(false);
@@ -258,7 +258,7 @@ impl Corpus {
 }
 
 #[test]
-fn a_panic_is_told_in_few_bytes() {
+fn a_panic_is_reported_in_few_bytes() {
     let mut corpus = Corpus::read("ini");
     corpus.files = vec![b"[Match]\nName=eth0 eth1\n".to_vec()];
     let panics = |bytes: &[u8]| bytes.windows(2).any(|two| two == b"=e");

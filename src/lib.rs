@@ -3,46 +3,48 @@
 //! One run, from `main` to a system call:
 //!
 //! 1. [`cli`] reads the arguments, [`log`] sets up the log, [`command`] chooses what to do.
-//! 2. [`desired`] reads the configuration into the desired state.
-//! 3. [`run`] drives one run: every reconciler of [`reconcile`] plans, its changes are made, and a second look
-//!    says whether all is as it should be.
-//! 4. A reconciler compares the desired with the [`observed`] state and returns a plan of [`change`]s. It is a
-//!    pure function. Where something has not been looked at yet it says so, and is asked again after the look. What
-//!    the node is (its uplinks, its pods, whose the tables are) it asks [`topology`], as `doctor` and `explain` do.
-//! 5. [`sys`] looks and applies: the only code that touches the system. Everything speaks in the nouns of [`net`],
-//!    [`nat`], [`netns`] and [`pod`]. What the next run has to know is [`memory`].
-//! 6. [`report`] shows what came of it, as a script, as text or as JSON; [`npd`] in a line; [`print`] writes it.
-//! 7. [`aftermath`] remembers what was mended: somebody may undo it again and again ([`contention`]). [`metrics`] is what
-//!    Prometheus is told, [`status`] what a person is.
+//! 2. [`config`] reads the configuration, which is the desired state.
+//! 3. [`engine`] drives one run: every reconciler of [`reconcile`] plans, its changes are made, and a second look
+//!    verifies them.
+//! 4. A reconciler compares the desired with the [`observed`] state and returns a plan of [`change`]s. It is a pure
+//!    function. If something was not looked at yet, it says so, and is called again after the look. [`topology`] answers
+//!    what the node is (its uplinks, its pods, the owners of its tables); `doctor` and `explain` use the same.
+//! 5. [`host`] is the [`node`], which looks and applies, together with the [`store`] of saved state. Everything uses the
+//!    nouns of [`model`].
+//! 6. [`report`] shows the result: as a script, as text, as JSON, as a line for node-problem-detector, or as metrics for
+//!    Prometheus. [`status`] shows the state between runs.
+//! 7. [`history`] is what a run leaves for the next one: its state, and which repairs were undone again and again.
+//!    [`conclude`] writes it when the run has ended.
 //!
-//! Beside runs there are [`doctor`], which looks for what breaks the node (of files it knows [`sysctl_d`]), and
-//! [`explain`], which says what happens to a packet and its reply, and where it breaks.
+//! Two commands are not runs: [`doctor`] looks for what breaks the node (it reads files with [`sysctl_d`]), and
+//! [`explain`] traces a packet and its reply, and shows where they break.
 
-pub mod aftermath;
-pub mod change;
+mod capture;
+mod change;
 pub mod cli;
+mod clock;
 pub mod command;
-pub mod contention;
-pub mod desired;
+mod conclude;
+pub mod config;
 pub mod doctor;
-pub mod explain;
+mod engine;
+mod explain;
 #[cfg(test)]
 mod fuzz;
+mod history;
+mod host;
 pub mod log;
-pub mod memory;
-pub mod metrics;
-pub mod nat;
-pub mod net;
-pub mod netns;
-pub mod npd;
-pub mod observed;
-pub mod pod;
-pub mod print;
-pub mod reconcile;
+mod model;
+pub mod node;
+mod observed;
+mod outcome;
+mod reconcile;
 pub mod report;
-pub mod run;
-pub mod sorted;
-pub mod status;
-pub mod sys;
+mod signals;
+mod sorted;
+mod status;
+mod store;
 pub mod sysctl_d;
-pub mod topology;
+mod tape;
+mod topology;
+mod watch;

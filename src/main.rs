@@ -3,13 +3,14 @@
 use std::process::ExitCode;
 
 use node_fixer::cli::Cli;
-use node_fixer::{command, log, print};
+use node_fixer::report::print;
+use node_fixer::{command, log};
 
 fn main() -> ExitCode {
     let cli = match Cli::read() {
         Ok(cli) => cli,
         Err(usage) => {
-            // Help and version are asked for, and go to stdout. Where nobody can read it there is nobody to tell.
+            // Help and version go to stdout. If writing fails, there is nowhere to report it.
             let _ = print::usage(&usage);
             return ExitCode::from(if usage.use_stderr() { command::EXIT_USAGE } else { 0 });
         }

@@ -1,9 +1,9 @@
-//! `node-fixer status`: how this node is, on one screen.
+//! `node-fixer status`: the state of this node on one screen.
 //!
-//! What is to be done and what is blocked is found by a look, as a dry run looks. The last change of each section and
-//! what is contended is remembered. The last run is the latest of what is known of one: systemd knows when the service
-//! ended; with metrics each run counts itself; and a run that mended something remembers that. A run that found
-//! nothing to do leaves no trace but the first two. The next run is the timer's.
+//! Pending and blocked changes are found as by a dry run. The last change of each section and contention come from the
+//! saved state. The last run is the latest one known from any source: systemd knows when the service ended, with
+//! metrics each run counts itself, and a run that changed something records that. A run with nothing to do leaves no
+//! other trace. The next run is the timer's.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -11,35 +11,44 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
 use serde::Serialize;
-use serde_json::Value;
 
-use crate::aftermath::{self, Contended, Suspects};
 use crate::change::Blocked;
-use crate::contention;
-use crate::desired::{Desired, Mode};
-use crate::net::one_line;
-use crate::reconcile::ALL;
-use crate::run::{self, Refused, Status as Became};
-use crate::sys::Node;
-use crate::sys::systemd::{self, Ended, Units};
+use crate::conclude::{self, Contended, Suspects};
+use crate::config::{Config, Mode};
+use crate::engine;
+use crate::history::contention::{self, RepairHistory};
+use crate::history::memory::EndedRun;
+use crate::host::Host;
+use crate::log::paint;
+use crate::model::one_line;
+use crate::node::systemctl::{self, Ended, Units};
+use crate::outcome::{BlockedRecord, ChangeStatus, Outcome};
+use crate::reconcile::{ALL, Reconciler};
+use crate::tape::{duration, nanos};
+use crate::watch;
+use crate::watch::state::Shown;
 
-/// Version of the JSON form. Additions raise the second number, everything else the first.
-const FORMAT_VERSION: &str = "1.3";
-/// So many of what may be many fit on the screen, and so much of each.
+/// Version of the JSON format. Additions raise the second number, everything else the first.
+const FORMAT_VERSION: &str = "1.4";
+/// How many lines of a list fit on the screen, and how long each may be.
 const FEW: usize = 3;
-const SHORT: usize = 240;
+const SHORT: usize = 480;
 
-/// How this node is.
+/// The state of this node.
 #[derive(Debug, Serialize)]
 pub struct Status {
     format_version: &'static str,
     last_run: Option<LastRun>,
     next_run: Option<Time>,
+    /// The watcher, if it is running.
+    watcher: Option<Watcher>,
     sections: Vec<Section>,
     blocked: Vec<Wish>,
     notices: Vec<Noticed>,
     contention: Vec<Contention>,
-    /// Whether it is known what runs since boot have changed and what is contended.
+    /// Whether a container on this node stands back for the installed node-fixer.
+    standing_back: bool,
+    /// Whether the history since boot could be read: past changes and contention.
     remembered: bool,
     #[serde(skip)]
     now: Duration,
@@ -50,13 +59,37 @@ pub struct Status {
     could_look: bool,
 }
 
-/// By the wall clock, since 1970.
+/// The watcher: since when it is running, and what it has done.
+#[derive(Debug, Serialize)]
+struct Watcher {
+    since: Time,
+    events: u64,
+    runs: u64,
+    last_event: Option<Time>,
+    last_run: Option<Time>,
+}
+
+impl Watcher {
+    fn of(shown: &Shown) -> Watcher {
+        let time = |seconds: u64| Time(Duration::from_secs(seconds));
+        let once = |seconds: u64| (seconds > 0).then(|| time(seconds));
+        Watcher {
+            since: time(shown.since),
+            events: shown.events,
+            runs: shown.runs,
+            last_event: once(shown.last_event),
+            last_run: once(shown.last_run),
+        }
+    }
+}
+
+/// In wall-clock time since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Time(Duration);
 
 impl Serialize for Time {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // Later than the year 9999 is no time.
+        // humantime cannot format times after the year 9999.
         let time = UNIX_EPOCH.checked_add(self.0).filter(|_| self.0.as_secs() < 253_402_300_800);
         time.map(|time| humantime::format_rfc3339_seconds(time).to_string()).serialize(serializer)
     }
@@ -65,10 +98,10 @@ impl Serialize for Time {
 #[derive(Debug, Serialize)]
 struct LastRun {
     time: Time,
-    /// Who knows of it: systemd, metrics or state.
+    /// The source: systemd, metrics, state or the watcher.
     source: &'static str,
     exit: Option<i32>,
-    /// By which signal it was ended.
+    /// The signal that ended it.
     signal: Option<i32>,
 }
 
@@ -78,13 +111,13 @@ struct Section {
     mode: Mode,
     /// Changes that a run would make.
     to_do: usize,
-    /// Changes that wait for their time.
+    /// Changes that are held back.
     held: usize,
     /// Differences that are only observed.
     observed: usize,
-    /// Wishes that are blocked, and looks that failed.
+    /// Changes that are blocked, and reads that failed.
     blocked: usize,
-    last_change: Option<LastChange>,
+    last_change: Option<ShownChange>,
     #[serde(skip)]
     unseen: usize,
     /// Whether nothing is declared in it.
@@ -93,29 +126,29 @@ struct Section {
 }
 
 #[derive(Debug, Serialize)]
-struct LastChange {
+struct ShownChange {
     time: Time,
     command: String,
 }
 
-impl LastChange {
-    fn of(last: &contention::LastChange) -> LastChange {
-        LastChange { time: Time(Duration::from_secs(last.wall)), command: last.command.clone() }
+impl ShownChange {
+    fn of(last: &contention::LastChange) -> ShownChange {
+        ShownChange { time: Time(Duration::from_secs(last.wall)), command: last.command.clone() }
     }
 }
 
-/// A wish that is blocked.
+/// A blocked change.
 #[derive(Debug, Serialize)]
 struct Wish {
     reconciler: &'static str,
     want: String,
     because: String,
-    /// Whether it is a look that failed.
+    /// Whether a read failed.
     #[serde(skip)]
     unseen: bool,
 }
 
-/// What is worth knowing and is none of what is to be done.
+/// A finding that requires no change.
 #[derive(Debug, Serialize)]
 struct Noticed {
     reconciler: &'static str,
@@ -130,65 +163,53 @@ struct Contention {
     suspects: Vec<String>,
 }
 
-/// Looks how this node is.
+/// Collects the state of this node.
 ///
 /// # Errors
 ///
-/// What was remembered cannot be read for now.
-pub fn look(desired: &Desired, node: &mut Node, durable: &Path) -> anyhow::Result<Status> {
-    let outcome = run::run(desired, node, true);
-    let recall = node.recall().context("cannot recall the last run")?;
-    let remembered = node.recalls_all();
-    let config = serde_json::to_value(desired)?;
-    let mends = &recall.memory.mends;
-    let section = |name, mode| {
-        let items = || outcome.items.iter().filter(move |item| item.reconciler == name);
-        let blocked = || outcome.blocked.iter().filter(move |refused| refused.reconciler == name);
-        let became = |status| items().filter(|item| item.status == status && !item.held).count();
-        Section {
-            reconciler: name,
-            mode,
-            to_do: became(Became::Planned),
-            held: items().filter(|item| item.held).count(),
-            observed: became(Became::Observed),
-            blocked: blocked().count(),
-            last_change: mends.sections.get(name).map(LastChange::of),
-            unseen: blocked().filter(|refused| refused.blocked.unseen).count(),
-            is_empty: config.get(name).and_then(Value::as_array).is_some_and(Vec::is_empty),
-        }
-    };
-    let sections: Vec<_> = ALL.iter().map(|one| section(one.name, (one.mode)(desired))).collect();
+/// The saved state cannot be read now.
+pub fn look(desired: &Config, host: &mut Host, (directory, durable): (&Path, &Path)) -> anyhow::Result<Status> {
+    let outcome = engine::dry_run(desired, host).0;
+    let recall = host.store.recall().context("cannot read the state of the last run")?;
+    let remembered = host.store.recalls_all();
+    let sections = Section::all(&outcome, &recall.memory.repairs, desired);
     let contended = Contended::all(&recall, desired);
-    let suspects = Suspects::of(&contended, desired, node);
+    let suspects = Suspects::of(&contended, desired, host);
     let contention = contended.into_iter().map(|one| {
         let suspects = suspects.of_section(&one.reconciler);
         Contention { reconciler: one.reconciler, repair: one.repair, reason: one.reason, suspects }
     });
-    let (units, no_timer) = match systemd::ask() {
-        Ok(Some(units)) if units.active => (units, "systemctl list-timers node-fixer.timer says when".into()),
-        Ok(Some(units)) => (units, "the timer is not active: systemctl enable --now node-fixer.timer".into()),
-        Ok(None) => (Units::default(), "there is no systemd here to say when".into()),
+    let tape = host.tape();
+    let units = tape.answer("systemd", "", systemctl::ask);
+    let counted = tape.answer("counted", "", || Ok(conclude::last_counted(durable).map(nanos))).unwrap_or_default();
+    let counted = counted.and_then(|time| duration(&time));
+    let (units, no_timer) = match units {
+        Ok(Some(units)) if units.active => (units, "see: systemctl list-timers node-fixer.timer".into()),
+        Ok(Some(units)) => (units, "the timer is not active; run: systemctl enable --now node-fixer.timer".into()),
+        Ok(None) => (Units::default(), "systemd is not running here".into()),
         Err(why) => (Units::default(), why),
     };
+    let watcher =
+        tape.answer("watcher", "", || Ok(watch::state::shown(directory))).unwrap_or_default().as_ref().map(Watcher::of);
     let could_look = outcome.could_look();
-    let wish = |Refused { reconciler, blocked: Blocked { want, because, unseen }, .. }| Wish {
+    let wish = |BlockedRecord { reconciler, blocked: Blocked { want, because, unseen }, .. }| Wish {
         reconciler,
         want,
         because,
         unseen,
     };
+    let notices = outcome.notices.into_iter().map(|(reconciler, notice)| Noticed { reconciler, what: notice.text });
     Ok(Status {
         format_version: FORMAT_VERSION,
-        last_run: last_run(&units, aftermath::last_counted(durable), &sections),
-        next_run: units.next.map(Time),
+        last_run: last_run(&units, counted, watcher.as_ref(), recall.memory.ended, &sections),
+        // While the watcher is running, systemd skips the timer's runs.
+        next_run: units.next.map(Time).filter(|_| watcher.is_none()),
+        watcher,
         sections,
         blocked: outcome.blocked.into_iter().map(wish).collect(),
-        notices: outcome
-            .notices
-            .into_iter()
-            .map(|(reconciler, notice)| Noticed { reconciler, what: notice.text })
-            .collect(),
+        notices: notices.collect(),
         contention: contention.collect(),
+        standing_back: host.store.has_guest(),
         remembered,
         now: recall.wall,
         no_timer,
@@ -196,22 +217,34 @@ pub fn look(desired: &Desired, node: &mut Node, durable: &Path) -> anyhow::Resul
     })
 }
 
-/// The latest run that anybody knows of; systemd, which knows most, where they are the same.
-fn last_run(units: &Units, counted: Option<Duration>, sections: &[Section]) -> Option<LastRun> {
+/// The latest run known from any source; of equal times, systemd's, which has the most details.
+fn last_run(
+    units: &Units,
+    counted: Option<Duration>,
+    watcher: Option<&Watcher>,
+    recorded: Option<EndedRun>,
+    sections: &[Section],
+) -> Option<LastRun> {
     let of = |source, exit, signal| move |time| LastRun { time, source, exit, signal };
     let changed = sections.iter().filter_map(|section| Some(section.last_change.as_ref()?.time)).max();
-    // systemd tells whole seconds. Of equal ones the last counts.
+    // systemd reports whole seconds. `max_by_key` returns the last of equal ones.
     let whole = |time: Duration| Time(Duration::from_secs(time.as_secs()));
     let counted = counted.map(whole).map(of("metrics", None, None));
+    let recorded =
+        recorded.map(|EndedRun { time, exit }| of("state", Some(exit.into()), None)(Time(Duration::from_secs(time))));
     let ended = units.ended.map(|(time, ended)| match ended {
         Ended::Exit(code) => of("systemd", Some(code), None)(whole(time)),
         Ended::Signal(signal) => of("systemd", None, Some(signal))(whole(time)),
     });
-    [changed.map(of("state", None, None)), counted, ended].into_iter().flatten().max_by_key(|run| run.time)
+    let started = watcher.and_then(|watcher| watcher.last_run).map(of("watcher", None, None));
+    [changed.map(of("state", None, None)), counted, started, recorded, ended]
+        .into_iter()
+        .flatten()
+        .max_by_key(|run| run.time)
 }
 
 impl Status {
-    /// Whether everything could be looked at.
+    /// Whether everything could be read.
     pub fn could_look(&self) -> bool {
         self.could_look
     }
@@ -220,48 +253,20 @@ impl Status {
     ///
     /// # Errors
     ///
-    /// None that is known of: every value in it has a JSON form.
+    /// None in practice: every value has a JSON form.
     pub fn json(&self) -> serde_json::Result<String> {
         Ok(serde_json::to_string(self)? + "\n")
     }
 
-    /// For people.
+    /// The text form.
     pub fn text(&self, colour: bool) -> String {
-        let paint = |code: &str, text: &str| if colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() };
+        let paint = |code: &str, text: &str| paint(colour, code, text);
         let mut text = String::new();
-        let last = self.last_run.as_ref().map(|run| {
-            let exit = run.exit.map_or(String::new(), |exit| {
-                format!(", exit code {}", paint(if matches!(exit, 0 | 75) { GREEN } else { RED }, &exit.to_string()))
-            });
-            let signal = run.signal.map(|signal| format!(", {}", paint(RED, &format!("ended by signal {signal}"))));
-            let exit = signal.unwrap_or(exit);
-            format!("{}{exit} (known from {})", self.ago(run.time), run.source)
-        });
-        let never = match self.remembered {
-            true => "not known: a run that finds nothing to do leaves no trace here",
-            false => "not known: what was remembered could not be read",
-        };
-        let next = self.next_run.map(|time| format!("in {}", rough(time.0.saturating_sub(self.now))));
-        // Writing to a string does not fail.
-        let _ = writeln!(text, "last run  {}", last.unwrap_or_else(|| never.into()));
-        let _ =
-            writeln!(text, "next run  {}\n", next.unwrap_or_else(|| format!("not known: {}", short(&self.no_timer))));
-        let none = if self.remembered { "no change since boot" } else { "last change not known" };
-        let told: Vec<_> = self.sections.iter().filter(|section| section.has_something_to_tell()).collect();
-        let width = told.iter().map(|section| section.reconciler.len()).max().unwrap_or_default();
-        for section in told {
-            let (code, state) = section.state();
-            let change = section
-                .last_change
-                .as_ref()
-                .map_or(none.into(), |last| format!("{}: {}", self.ago(last.time), short(&last.command)));
-            // Painted after it was padded: a terminal counts no escape sequences.
-            let (name, state) = (section.reconciler, paint(code, &format!("{state:<15}")));
-            let _ = writeln!(text, "{name:<width$}  {state}  {change}");
-        }
+        self.runs(&mut text, &paint);
+        self.sections(&mut text, &paint);
         let blocked = self.blocked.iter().map(|one| {
             let because = format!("{}: {}", one.want, one.because);
-            let what = if one.unseen { "could not look:" } else { "blocked" };
+            let what = if one.unseen { "could not be checked:" } else { "blocked" };
             format!("{} {}: {}", paint(RED, what), one.reconciler, short(&because))
         });
         list(&mut text, blocked);
@@ -271,13 +276,62 @@ impl Status {
             .map(|one| format!("{} {}: {}", paint(YELLOW, "notice"), one.reconciler, short(&one.what)));
         list(&mut text, notices);
         let contention = self.contention.iter().map(|one| {
-            let told = short(&format!("{}: {}", one.repair, one.reason));
+            let what = short(&format!("{}: {}", one.repair, one.reason));
             let suspects = one.suspects.iter().map(|suspect| format!("\n  suspect: {}", short(suspect)));
-            let suspects: String = suspects.take(FEW).collect();
-            format!("{} {}: {told}{suspects}", paint(RED, "contended"), short(&one.reconciler))
+            let suspects: String = match one.suspects.is_empty() {
+                true => "; no suspect found, see: node-fixer doctor".to_owned(),
+                false => suspects.take(FEW).collect(),
+            };
+            format!("{} {}: {what}{suspects}", paint(RED, "contended"), short(&one.reconciler))
         });
         list(&mut text, contention);
         text
+    }
+
+    /// When the last run ended and how, and when the next one is due.
+    fn runs(&self, text: &mut String, paint: &impl Fn(&str, &str) -> String) {
+        let last = self.last_run.as_ref().map(|run| {
+            let exit = run.exit.map_or(String::new(), |exit| {
+                format!(", exit code {}", paint(if matches!(exit, 0 | 75) { GREEN } else { RED }, &exit.to_string()))
+            });
+            let signal = run.signal.map(|signal| format!(", {}", paint(RED, &format!("ended by signal {signal}"))));
+            let exit = signal.unwrap_or(exit);
+            format!("{}{exit} (known from {})", self.ago(run.time), run.source)
+        });
+        let never = match self.remembered {
+            true => "none recorded; a run with nothing to do leaves no record here",
+            false => "not known: the saved state could not be read",
+        };
+        let next = self.next_run.map(|time| format!("in {}", rough(time.0.saturating_sub(self.now))));
+        let next = next.or_else(|| self.watcher.as_ref().map(|_| "at the next change of the network".into()));
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "last run  {}", last.unwrap_or_else(|| never.into()));
+        let _ = writeln!(text, "next run  {}", next.unwrap_or_else(|| format!("not known: {}", short(&self.no_timer))));
+        if let Some(Watcher { since, events, runs, last_event, .. }) = &self.watcher {
+            let last = last_event.map_or(String::new(), |time| format!(", the last {}", self.ago(time)));
+            let _ = writeln!(text, "watcher   started {}; {runs} runs, {events} events{last}", self.ago(*since));
+        }
+        if self.standing_back {
+            let _ = writeln!(text, "container stands back for the node-fixer installed on this node");
+        }
+        text.push('\n');
+    }
+
+    /// One line for each section that is in use.
+    fn sections(&self, text: &mut String, paint: &impl Fn(&str, &str) -> String) {
+        let none = if self.remembered { "no change since boot" } else { "last change not known" };
+        let shown: Vec<_> = self.sections.iter().filter(|section| section.is_shown()).collect();
+        let width = shown.iter().map(|section| section.reconciler.len()).max().unwrap_or_default();
+        for section in shown {
+            let (code, state) = section.state();
+            let change = section
+                .last_change
+                .as_ref()
+                .map_or(none.into(), |last| format!("{}: {}", self.ago(last.time), short(&last.command)));
+            // Coloured after padding: escape sequences have no width on a terminal.
+            let (name, state) = (section.reconciler, paint(code, &format!("{state:<15}")));
+            let _ = writeln!(text, "{name:<width$}  {state}  {change}");
+        }
     }
 
     fn ago(&self, time: Time) -> String {
@@ -290,25 +344,49 @@ const GREEN: &str = "32";
 const YELLOW: &str = "33";
 
 impl Section {
-    /// Not where nothing is declared, and nothing is to be done or was done about what was.
-    fn has_something_to_tell(&self) -> bool {
+    /// All sections: what a run would do, and what runs have done.
+    fn all(outcome: &Outcome, repairs: &RepairHistory, desired: &Config) -> Vec<Section> {
+        let section = |one: &Reconciler| {
+            let items = || outcome.changes.iter().filter(|item| item.reconciler == one.name);
+            let blocked = || outcome.blocked.iter().filter(|refused| refused.reconciler == one.name);
+            let became = |status| items().filter(|item| item.status == status && !item.held).count();
+            Section {
+                reconciler: one.name,
+                mode: (one.mode)(desired),
+                to_do: became(ChangeStatus::Planned),
+                held: items().filter(|item| item.held).count(),
+                observed: became(ChangeStatus::Observed),
+                blocked: blocked().count(),
+                last_change: repairs.sections.get(one.name).map(ShownChange::of),
+                unseen: blocked().filter(|refused| refused.blocked.unseen).count(),
+                is_empty: !(one.is_declared)(desired),
+            }
+        };
+        ALL.iter().map(section).collect()
+    }
+
+    /// Leaves out sections in which nothing is declared and nothing was or is to be done.
+    fn is_shown(&self) -> bool {
         let counts = self.to_do + self.held + self.observed + self.blocked;
         !self.is_empty || counts > 0 || self.last_change.is_some()
     }
 
-    /// Its colour, and what is to be said of it.
+    /// Its colour, and its text.
     fn state(&self) -> (&'static str, String) {
         let blocked = self.blocked.saturating_sub(self.unseen);
         let counts =
             [(self.to_do, "to do"), (self.held, "held back"), (self.observed, "observed"), (blocked, "blocked")];
         let some = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
-        let some: Vec<_> = some.chain((self.unseen > 0).then(|| "could not look".into())).collect();
+        let some: Vec<_> = some.chain((self.unseen > 0).then(|| "unknown".into())).collect();
         let said = some.join(", ");
-        match () {
-            () if self.mode == Mode::Off => (YELLOW, "off".into()),
-            () if some.is_empty() => (GREEN, "as it should be".into()),
-            () if self.blocked > 0 => (RED, said),
-            () => (YELLOW, said),
+        if self.mode == Mode::Off {
+            (YELLOW, "off".into())
+        } else if some.is_empty() {
+            (GREEN, "ok".into())
+        } else if self.blocked > 0 {
+            (RED, said)
+        } else {
+            (YELLOW, said)
         }
     }
 }
@@ -324,7 +402,7 @@ fn list(text: &mut String, lines: impl ExactSizeIterator<Item = String>) {
     }
 }
 
-/// What fits on the screen, and does nothing to it.
+/// Shortened to fit on the screen, and harmless in a terminal.
 fn short(text: &str) -> String {
     let text = one_line(text);
     match text.char_indices().nth(SHORT) {
@@ -333,7 +411,7 @@ fn short(text: &str) -> String {
     }
 }
 
-/// `3h 12m`: the two greatest units.
+/// `3h 12m`: the two largest units.
 fn rough(time: Duration) -> String {
     let exact = humantime::format_duration(Duration::from_secs(time.as_secs())).to_string();
     exact.split(' ').take(2).collect::<Vec<_>>().join(" ")

@@ -1,20 +1,20 @@
-//! Files that belong to a cure: under which name they go beside those that are there, and the command that writes them.
+//! Files that belong to a cure: their names beside existing files, and the command that writes them.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use crate::net::shell_word;
+use crate::model::shell_word;
 use crate::sysctl_d::ConfFile;
 
-/// The file that `make` makes for the first name that is free, or has this very text already: what an administrator or
-/// an earlier cure has written there stays. Names count in all of systemd's directories, where they shadow each other.
+/// The file from `make` with the first name that is free, or that already has this text: files of an administrator or
+/// of an earlier cure stay. Names count in all of systemd's directories, where they shadow each other.
 pub fn beside(existing: &[&ConfFile], path: &Path, make: &dyn Fn(PathBuf) -> ConfFile) -> ConfFile {
     let (stem, extension) = (path.file_stem().unwrap_or_default(), path.extension().unwrap_or_default());
     let mut file = make(path.into());
     let mut number = 2;
     while existing.iter().any(|old| old.name() == file.name() && old.text != file.text) {
-        // After the first of them, as `.` comes before all digits.
+        // This sorts after the first file, because `.` comes before all digits.
         let digits = number.to_string();
         let name = [stem.as_bytes(), digits.as_bytes(), b".", extension.as_bytes()].concat();
         file = make(path.with_file_name(OsString::from_vec(name)));
@@ -23,24 +23,24 @@ pub fn beside(existing: &[&ConfFile], path: &Path, make: &dyn Fn(PathBuf) -> Con
     file
 }
 
-/// A file of a cure, beside those that are there.
-pub fn proposed<'a>(existing: impl IntoIterator<Item = &'a ConfFile>, path: &Path, text: &str) -> ConfFile {
+/// A file of a cure, with a name that does not clash with existing ones.
+pub fn proposed<'a>(existing: impl IntoIterator<Item = &'a ConfFile>, path: &Path, text: &[u8]) -> ConfFile {
     let make = |path| ConfFile { path, text: text.into() };
     beside(&existing.into_iter().collect::<Vec<_>>(), path, &make)
 }
 
-/// This path; or, where the file of the other name would come after it, one that comes after that.
+/// This path; or one that sorts after the other name, if this does not.
 pub fn after(path: &str, other: Option<&[u8]>) -> PathBuf {
     let path = Path::new(path);
     let name = path.file_name().unwrap_or_default().as_bytes();
     let Some(other) = other.filter(|other| *other > name) else { return path.into() };
-    // `99-x.rp-filter.conf` comes after `99-x.conf`.
+    // `99-x.rp-filter.conf` sorts after `99-x.conf`.
     let what = name.splitn(2, |byte| *byte == b'-').last().unwrap_or_default();
     let stem = other.strip_suffix(b".conf").unwrap_or(other);
     path.with_file_name(OsString::from_vec([stem, b".", what].concat()))
 }
 
-/// The command that writes a file so that everybody can read it: systemd-networkd does as a user of its own.
+/// The command that writes a world-readable file: systemd-networkd reads it as its own user.
 pub fn write_command(file: &ConfFile) -> String {
     let text = String::from_utf8_lossy(&file.text);
     let lines: Vec<_> = text.lines().map(|line| shell_word(line.as_bytes()).into_owned()).collect();

@@ -1,39 +1,49 @@
-//! What the checks look at: files that were read, and what was seen of the kernel. Plain data, and the views of it
-//! that several checks share. What the node is, its uplinks, pods and owners of tables, is for [`Topology`] to say.
+//! The input of the checks: files, and what was seen of the kernel. Plain data, with the views of it that several
+//! checks share. [`Topology`] decides what the node is: its uplinks, pods and owners of tables.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::ini::Place;
-use crate::desired::Desired;
-pub use crate::net::shortened;
-use crate::net::{Family, IfName, Rule, SysctlKey, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
-use crate::observed::{Gap, Look, Observed, RouteSet, SeenRoute, SeenRule};
+use super::ini::Location;
+use crate::config::Config;
+pub use crate::model::shortened;
+use crate::model::{Family, IfName, Rule, SysctlKey, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
+use crate::observed::{Gap, Observed, RouteSet, SeenRoute, SeenRule};
 use crate::sorted;
 use crate::sysctl_d::{ConfFile, Settings};
+use crate::tape::Taped;
 use crate::topology::Topology;
 
-/// Everything that the checks may know.
+/// Everything that the checks can use.
 #[derive(Debug)]
 pub struct Facts<'a> {
-    /// What is wanted.
-    pub desired: &'a Desired,
-    /// What was seen by netlink so far.
-    pub observed: Observed,
+    /// The configuration.
+    pub desired: &'a Config,
+    /// What was seen through netlink so far.
+    pub observed: &'a Observed,
     /// Files.
-    pub files: Files,
-    /// The counter IPReversePathFilter, twice; nothing where nobody watched.
-    pub martians: Look<Martians>,
+    pub files: &'a Files,
 }
 
-/// Packets that rp_filter dropped since boot, at two times.
+/// The counter of packets dropped by rp_filter since boot (IPReversePathFilter), at two times.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Martians {
-    /// At first.
+    /// The first value.
     pub before: u64,
-    /// A while later.
+    /// The second value.
     pub after: u64,
-    /// How much later, in milliseconds.
+    /// The time in between, in milliseconds.
     pub millis: u128,
+}
+
+impl Taped for Martians {
+    fn to_tape(&self) -> Vec<String> {
+        vec![self.before.to_string(), self.after.to_string(), self.millis.to_string()]
+    }
+
+    fn of_tape(answer: &[String]) -> Option<Martians> {
+        let [before, after, millis] = answer else { return None };
+        Some(Martians { before: before.parse().ok()?, after: after.parse().ok()?, millis: millis.parse().ok()? })
+    }
 }
 
 /// Files below the root.
@@ -41,42 +51,42 @@ pub struct Martians {
 pub struct Files {
     /// All of sysctl.d.
     pub sysctl: Settings,
-    /// The file of sysctls that ufw applies whenever it starts, where ufw is enabled.
+    /// The sysctl file that ufw applies whenever it starts, if ufw is enabled.
     pub ufw: Option<Settings>,
-    /// The line by which udev has systemd-sysctl run for each new interface.
-    pub udev_rule: Option<Place>,
+    /// The line with which udev runs systemd-sysctl for each new interface.
+    pub udev_rule: Option<Location>,
     /// systemd-networkd has run since boot.
     pub networkd: bool,
-    /// networkd.conf, then its drop-ins, in their order.
+    /// networkd.conf, then its drop-ins, in order.
     pub networkd_conf: Vec<ConfFile>,
-    /// What systemd-networkd says of each interface, by index.
+    /// systemd-networkd's state of each interface, by index.
     pub networkd_links: BTreeMap<u32, ConfFile>,
-    /// What NetworkManager says of each interface, by index.
+    /// NetworkManager's state of each interface, by index.
     pub networkmanager_links: BTreeMap<u32, ConfFile>,
-    /// Where network managers have addresses and rules from: .network files with their drop-ins, netplan,
+    /// The files in which network managers configure addresses and rules: .network files with their drop-ins, netplan,
     /// network-scripts.
     pub networks: Vec<ConfFile>,
-    /// .link files in their order, each with its drop-ins after it.
+    /// .link files in order, each followed by its drop-ins.
     pub links: Vec<Vec<ConfFile>>,
-    /// Units that set up policy routes of their own.
+    /// Units of programs that set up policy routes.
     pub units: Vec<ConfFile>,
-    /// /etc/machine-id, of which udev makes hardware addresses.
+    /// /etc/machine-id, from which udev derives hardware addresses.
     pub machine_id: Option<[u8; 16]>,
-    /// Files of NetworkManager and cloud-init under names that cures take.
+    /// Existing files of NetworkManager and cloud-init with names that cures use.
     pub of_cures: Vec<ConfFile>,
-    /// There is a cloud-init.
+    /// cloud-init is installed.
     pub cloud_init: bool,
-    /// Drop-ins of node-fixer's own configuration, in the usual place.
+    /// Drop-ins of node-fixer's own configuration, in the default directory.
     pub drop_ins: Vec<ConfFile>,
 }
 
 impl Facts<'_> {
     /// What the node is.
     pub fn topology(&self) -> Topology<'_> {
-        Topology::of(&self.observed)
+        Topology::of(self.observed)
     }
 
-    /// The rules that can be reasoned about.
+    /// The rules that node-fixer can evaluate.
     pub fn rules(&self) -> Result<Vec<&Rule>, Gap> {
         Ok(self.observed.rules()?.iter().filter_map(SeenRule::lookup).collect())
     }
@@ -87,13 +97,13 @@ impl Facts<'_> {
         Ok(seen.first().copied().unwrap_or_default())
     }
 
-    /// All tables of these, asked for at once.
+    /// Several tables, requested together.
     pub fn tables(&self, tables: &BTreeSet<(Family, u32)>) -> Result<BTreeMap<(Family, u32), &[SeenRoute]>, Gap> {
         let sets = tables.iter().map(|(family, table)| RouteSet::Table(*family, *table));
         Ok(sorted::map(tables.iter().copied().zip(self.observed.routes(sets)?)))
     }
 
-    /// The main table and all that rules lead to.
+    /// The main table and all tables of rules.
     pub fn named_tables(&self) -> Result<BTreeMap<(Family, u32), &[SeenRoute]>, Gap> {
         let named = self.rules()?.into_iter().map(|rule| (rule.family, rule.table));
         let named = named.filter(|(_, table)| !matches!(*table, TABLE_LOCAL | TABLE_DEFAULT));
@@ -105,7 +115,7 @@ impl Facts<'_> {
         self.topology().names()
     }
 
-    /// The name of one interface as text; its number where it has gone.
+    /// The name of an interface as text; its number if it is gone.
     pub fn name_of(&self, index: u32) -> Result<String, Gap> {
         self.topology().name_of(index)
     }
@@ -115,7 +125,7 @@ impl Facts<'_> {
         self.topology().names_of(indexes)
     }
 
-    /// The value of a sysctl as a number; `None` where there is none.
+    /// The value of a sysctl as a number; `None` if there is none.
     pub fn sysctl(&self, key: SysctlKey) -> Result<Option<i64>, Gap> {
         let seen = self.observed.sysctls([key])?;
         Ok(seen.first().copied().flatten().and_then(|value| value.trim().parse().ok()))

@@ -1,21 +1,28 @@
-//! Files of sections and assignments, as systemd and NetworkManager have them; also without any section.
+//! Files of sections and assignments, as used by systemd and NetworkManager; sections are optional.
 
 use std::fmt;
 use std::path::PathBuf;
 
-use crate::net::one_line;
-use crate::sysctl_d::ConfFile;
+use crate::model::one_line;
+use crate::sysctl_d::{ConfFile, Setting};
 
 /// A line of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct Location {
     /// The file, as a path below the root.
     pub file: PathBuf,
     /// The line, from 1.
     pub line: usize,
 }
 
-impl fmt::Display for Place {
+impl Location {
+    /// The place of a setting.
+    pub fn of(setting: &Setting) -> Location {
+        Location { file: setting.file.to_path_buf(), line: setting.line }
+    }
+}
+
+impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", one_line(&self.file.to_string_lossy()), self.line)
     }
@@ -23,19 +30,19 @@ impl fmt::Display for Place {
 
 /// An assignment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Where it stands.
-    pub place: Place,
+pub struct Assignment {
+    /// Its position.
+    pub place: Location,
     /// Its section; empty before the first.
     pub section: String,
-    /// What is assigned to.
+    /// The key.
     pub key: String,
-    /// What is assigned.
+    /// The value.
     pub value: String,
 }
 
-/// All assignments of a file. What is no UTF-8 is none that counts here.
-pub fn entries(file: &ConfFile) -> Vec<Entry> {
+/// All assignments of a file. Lines that are not UTF-8 are ignored.
+pub fn entries(file: &ConfFile) -> Vec<Assignment> {
     let text = String::from_utf8_lossy(&file.text);
     let (mut section, mut entries) = (String::new(), Vec::new());
     let mut lines = (1..).zip(text.lines());
@@ -55,13 +62,18 @@ pub fn entries(file: &ConfFile) -> Vec<Entry> {
             let Some((_, more)) = lines.next() else { break };
             value.push_str(more.trim());
         }
-        let place = Place { file: file.path.clone(), line };
-        entries.push(Entry { place, section: section.clone(), key: key.trim().into(), value: value.trim().into() });
+        let place = Location { file: file.path.clone(), line };
+        entries.push(Assignment {
+            place,
+            section: section.clone(),
+            key: key.trim().into(),
+            value: value.trim().into(),
+        });
     }
     entries
 }
 
-/// What systemd takes for a boolean; anything else it ignores.
+/// A boolean of systemd, which ignores anything else.
 pub fn boolean(value: &str) -> Option<bool> {
     match value.to_ascii_lowercase().as_str() {
         "1" | "yes" | "y" | "true" | "t" | "on" => Some(true),

@@ -1,273 +1,289 @@
 //! `node-fixer doctor`: why the node breaks. It looks and changes nothing.
 //!
-//! Each cause is one [`Check`] of [`ALL`]: a pure function of [`facts::Facts`], the files and the kernel's state. A
-//! check asks for what has not been looked at yet by failing with a [`Gap`], as reconcilers do. [`look`] reads and
-//! looks, [`report`] shows, [`review`] writes what is proposed.
+//! Each cause is one [`Check`] of [`ALL`]: a pure function of [`facts::Facts`], the files and the kernel's state. Like
+//! reconcilers, a check asks for what was not looked at yet by returning a [`Gap`]. `examine` reads and looks, [`show`]
+//! shows, [`review`] writes proposed files.
 
 mod bridges;
 mod cure;
 mod declared;
+mod examine;
 pub mod facts;
-mod forward;
+mod forward_drops;
+mod forwarding;
 mod ini;
 mod ipv6;
-mod look;
 mod managers;
 mod martians;
 mod pods;
 mod policy;
-pub mod report;
 pub mod review;
-mod sysctls;
+mod rp_filter;
+pub mod show;
 mod tables;
 mod udev;
 mod uplinks;
-mod wished;
 
 use crate::observed::Gap;
 use crate::sysctl_d::ConfFile;
-use facts::Facts;
-pub use ini::Place;
-pub use look::examine;
+pub use examine::{Watch, examine, machine_id};
+use facts::{Facts, Martians};
+pub use ini::Location;
+pub use udev::persistent as persistent_hardware;
 
 /// Looks for one cause.
 #[derive(Debug)]
 pub struct Check {
-    /// The name of the cause, which stays the same from version to version.
+    /// The name of the cause, which never changes between versions.
     pub cause: &'static str,
-    /// What it is, in a few words.
+    /// A short description.
     pub title: &'static str,
-    /// Sections of the configuration whose objects it may break again and again.
+    /// Sections of the configuration whose repairs it may undo.
     pub breaks: &'static [&'static str],
-    /// What was found.
-    pub check: fn(&Facts) -> Result<Vec<Finding>, Gap>,
+    /// The function that finds it.
+    probe: Probe,
+}
+
+/// The input of a check.
+#[derive(Debug)]
+enum Probe {
+    /// The files, and the state of the kernel.
+    State(fn(&Facts) -> Result<Vec<Finding>, Gap>),
+    /// Also the packets dropped during the examination.
+    Watch(fn(&Facts, Martians) -> Result<Vec<Finding>, Gap>),
 }
 
 /// All causes, worst first.
 pub const ALL: &[Check] = &[
     Check {
         cause: "kernel_rules_missing",
-        title: "a rule that the kernel starts with is missing",
-        breaks: &["rules"],
-        check: policy::kernel_rules_missing,
+        title: "one of the kernel's initial rules is missing",
+        breaks: &["rules", "kernel_rules"],
+        probe: Probe::State(policy::kernel_rules_missing),
     },
     Check {
         cause: "rules_flushed",
-        title: "the rules of pods are gone, their routes are there",
-        breaks: &["rules", "default_routes"],
-        check: pods::rules_flushed,
+        title: "the rules of pods are gone, but their routes exist",
+        breaks: &["rules", "default_routes", "pod_rules"],
+        probe: Probe::State(pods::rules_flushed),
+    },
+    Check {
+        cause: "rules_restored",
+        title: "rules of pods were removed, and node-fixer restored them",
+        breaks: &["pod_rules"],
+        probe: Probe::State(pods::rules_restored),
     },
     Check {
         cause: "main_without_default",
-        title: "the main table has no default route, while policy tables have one",
+        title: "the main table has no default route, but policy tables have one",
         breaks: &["routes"],
-        check: tables::main_without_default,
+        probe: Probe::State(tables::main_without_default),
     },
     Check {
         cause: "accept_ra_ignored",
         title: "router advertisements are ignored, and the IPv6 default route is gone",
         breaks: &["routes", "sysctls"],
-        check: ipv6::advertisements_ignored,
+        probe: Probe::State(ipv6::advertisements_ignored),
     },
     Check {
         cause: "ip_forward_off",
-        title: "nothing is forwarded",
+        title: "forwarding is disabled",
         breaks: &["sysctls"],
-        check: sysctls::ip_forward_off,
+        probe: Probe::State(forwarding::ip_forward_off),
     },
     Check {
         cause: "forward_dropped",
-        title: "a firewall drops what is forwarded for `masquerade`",
+        title: "a firewall drops forwarded packets of `masquerade`",
         breaks: &["masquerade"],
-        check: forward::dropped,
+        probe: Probe::State(forward_drops::dropped),
     },
     Check {
         cause: "bridge_without_carrier",
-        title: "the default route leaves by a declared bridge that leads nowhere",
+        title: "the default route uses a declared bridge that leads nowhere",
         breaks: &["bridges"],
-        check: bridges::without_carrier,
+        probe: Probe::State(bridges::without_carrier),
     },
     Check {
         cause: "table_host_route_only",
-        title: "a policy table lost its default route, or never got it",
+        title: "a policy table has lost its default route, or never had one",
         breaks: &[],
-        check: tables::table_host_route_only,
+        probe: Probe::State(tables::table_host_route_only),
     },
     Check {
         cause: "table_flushed",
-        title: "a policy table lost all its routes",
+        title: "a policy table has lost all its routes",
         breaks: &[],
-        check: tables::table_flushed,
+        probe: Probe::State(tables::table_flushed),
     },
     Check {
         cause: "table_without_default",
-        title: "a policy table has routes, but no default",
+        title: "a policy table has routes, but no default route",
         breaks: &[],
-        check: tables::table_without_default,
+        probe: Probe::State(tables::table_without_default),
     },
     Check {
         cause: "table_by_other_uplink",
-        title: "a policy table leads by another uplink than that of its pods",
+        title: "a policy table uses another uplink than that of its pods",
         breaks: &[],
-        check: tables::table_by_other_uplink,
+        probe: Probe::State(tables::table_by_other_uplink),
     },
     Check {
         cause: "branch_rule_stale",
-        title: "a rule leads a pod of a branch interface to the table of another branch",
+        title: "a rule sends a pod of a branch interface to the table of another branch",
         breaks: &["rules"],
-        check: policy::branch_rule_stale,
+        probe: Probe::State(policy::branch_rule_stale),
     },
     Check {
         cause: "pod_address_local",
         title: "a pod's address is configured on this node itself",
         breaks: &["routes", "addresses"],
-        check: pods::pod_address_local,
+        probe: Probe::State(pods::pod_address_local),
     },
     Check {
         cause: "martians_without_address",
-        title: "a pod's interface to which no route leads drops all that the pod sends, loose or strict",
+        title: "a pod's interface without a route drops everything that the pod sends, with rp_filter loose or strict",
         breaks: &[],
-        check: martians::without_address,
+        probe: Probe::State(martians::without_address),
     },
     Check {
         cause: "pod_with_two_rules",
         title: "a pod has two rules 1536, to different tables",
         breaks: &["rules"],
-        check: policy::pod_with_two_rules,
+        probe: Probe::State(policy::pod_with_two_rules),
     },
     Check {
         cause: "table_without_rule",
-        title: "a policy table has a default route, and no rule leads to it",
+        title: "a policy table has a default route, but no rule uses it",
         breaks: &["rules"],
-        check: tables::table_without_rule,
+        probe: Probe::State(tables::table_without_rule),
     },
     Check {
         cause: "pod_without_rule",
         title: "a pod has its route, but not its rule 512, 1536 or 10",
         breaks: &["rules"],
-        check: pods::pod_without_rule,
+        probe: Probe::State(pods::pod_without_rule),
     },
     Check {
         cause: "mark_rule_missing",
         title: "the CNI's rule 1024 for marked packets is missing",
         breaks: &["rules"],
-        check: policy::mark_rule_missing,
+        probe: Probe::State(policy::mark_rule_missing),
     },
     Check {
         cause: "leftover_addresses",
-        title: "an uplink of the CNI has addresses of pods to come",
+        title: "an uplink of the CNI has addresses of future pods",
         breaks: &["addresses"],
-        check: pods::leftover_addresses,
+        probe: Probe::State(pods::leftover_addresses),
     },
     Check {
         cause: "rp_filter_all",
-        title: "conf/all overrules the interfaces' rp_filter",
+        title: "conf/all overrides the interfaces' rp_filter",
         breaks: &["rp_filter", "sysctls"],
-        check: sysctls::rp_filter_all,
+        probe: Probe::State(rp_filter::rp_filter_all),
     },
     Check {
         cause: "rp_filter_sysctl",
-        title: "a file sets rp_filter to what is not wanted",
+        title: "a file sets rp_filter to another value than configured",
         breaks: &["rp_filter", "sysctls"],
-        check: sysctls::rp_filter_sysctl,
+        probe: Probe::State(rp_filter::rp_filter_sysctl),
     },
     Check {
         cause: "uplink_unattended",
-        title: "an uplink that the configuration leaves out",
+        title: "the configuration leaves out an uplink",
         breaks: &[],
-        check: uplinks::unattended,
+        probe: Probe::State(uplinks::unattended),
     },
     Check {
         cause: "sysctl_overruled",
         title: "a file sets a declared sysctl to another value",
         breaks: &["sysctls"],
-        check: declared::sysctl_overruled,
+        probe: Probe::State(declared::sysctl_overruled),
     },
     Check {
         cause: "networkd_foreign_rules",
-        title: "systemd-networkd removes rules that are not its own",
-        breaks: &["rules", "default_routes"],
-        check: managers::networkd::networkd_foreign_rules,
+        title: "systemd-networkd removes rules of other programs",
+        breaks: &["rules", "default_routes", "pod_rules", "kernel_rules"],
+        probe: Probe::State(managers::networkd::networkd_foreign_rules),
     },
     Check {
         cause: "networkd_foreign_routes",
-        title: "systemd-networkd removes routes that are not its own",
+        title: "systemd-networkd removes routes of other programs",
         breaks: &["default_routes", "routes"],
-        check: managers::networkd::networkd_foreign_routes,
+        probe: Probe::State(managers::networkd::networkd_foreign_routes),
     },
     Check {
         cause: "networkd_manages_uplink",
         title: "systemd-networkd manages a secondary uplink of the CNI",
         breaks: &["default_routes", "routes", "addresses", "kube_proxy"],
-        check: managers::networkd::networkd_manages_uplink,
+        probe: Probe::State(managers::networkd::networkd_manages_uplink),
     },
     Check {
         cause: "networkmanager_manages_uplink",
         title: "NetworkManager manages a secondary uplink of the CNI",
         breaks: &["default_routes", "routes", "addresses", "kube_proxy"],
-        check: managers::networkd::networkmanager_manages_uplink,
+        probe: Probe::State(managers::networkd::networkmanager_manages_uplink),
     },
     Check {
         cause: "nm_cloud_setup",
-        title: "nm-cloud-setup has policy rules beside a network plugin",
-        breaks: &["rules", "default_routes"],
-        check: managers::nm_cloud_setup,
+        title: "nm-cloud-setup adds policy rules on a node with a network plugin",
+        breaks: &["rules", "default_routes", "pod_rules"],
+        probe: Probe::State(managers::nm_cloud_setup),
     },
     Check {
         cause: "ec2_net_utils",
-        title: "ec2-net-utils has policy rules beside the CNI's, and renews them",
+        title: "ec2-net-utils adds policy rules to the CNI's, and renews them",
         breaks: &["rules", "default_routes"],
-        check: managers::ec2_net_utils,
+        probe: Probe::State(managers::ec2_net_utils),
     },
     Check {
         cause: "cloud_init_policy_tables",
-        title: "cloud-init has policy tables beside the CNI's",
+        title: "cloud-init has added policy tables to the CNI's",
         breaks: &["rules", "default_routes"],
-        check: managers::cloud_init_policy_tables,
+        probe: Probe::State(managers::cloud_init_policy_tables),
     },
     Check {
         cause: "mac_address_policy",
-        title: "udev gives the interfaces of pods another hardware address",
+        title: "udev changes the hardware addresses of pods' interfaces",
         breaks: &["kube_proxy"],
-        check: udev::mac_address_policy,
+        probe: Probe::State(udev::mac_address_policy),
     },
     Check {
         cause: "martians_growing",
-        title: "rp_filter drops packets right now",
+        title: "rp_filter is dropping packets now",
         breaks: &[],
-        check: martians::growing,
+        probe: Probe::Watch(martians::growing),
     },
     Check {
         cause: "rule_without_pod",
-        title: "a rule leads to a pod that has no route",
+        title: "a rule names a pod that has no route",
         breaks: &["rules"],
-        check: pods::rule_without_pod,
+        probe: Probe::State(pods::rule_without_pod),
     },
     Check {
         cause: "leaked_rules",
-        title: "rules of sources or interfaces that are gone",
+        title: "rules for sources or interfaces that are gone",
         breaks: &["rules"],
-        check: policy::leaked_rules,
+        probe: Probe::State(policy::leaked_rules),
     },
 ];
 
 /// A cause that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The name of the cause; empty until the engine puts it in.
+    /// The name of the cause; empty until the engine sets it.
     pub cause: &'static str,
-    /// What was found.
+    /// The evidence.
     pub evidence: String,
-    /// The line of the file that does it.
-    pub file: Option<Place>,
-    /// What to do, as lines of a shell script: commands, and comments where no command does it.
+    /// The line of the file that causes it.
+    pub file: Option<Location>,
+    /// The cure as lines of a shell script: commands, and comments where no command helps.
     pub cure: String,
     /// Files that belong to the cure, for review.
     pub proposals: Vec<ConfFile>,
 }
 
 impl Finding {
-    fn new(evidence: String, file: Option<Place>, cure: String) -> Finding {
+    fn new(evidence: String, file: Option<Location>, cure: String) -> Finding {
         Finding { cause: "", evidence, file, cure, proposals: Vec::new() }
     }
 
@@ -276,23 +292,23 @@ impl Finding {
         self
     }
 
-    /// The check that it is of.
+    /// The check that found it.
     pub fn check(&self) -> Option<&'static Check> {
         ALL.iter().find(|check| check.cause == self.cause)
     }
 }
 
-/// What an examination found, worst first, and what it could not see.
+/// The findings, worst first, and what could not be read.
 #[derive(Debug, Default)]
 pub struct Examination {
     /// Causes.
     pub findings: Vec<Finding>,
-    /// Looks and files that failed, so that some cause may be hidden.
+    /// What could not be read and may hide a cause.
     pub unseen: Vec<String>,
 }
 
-/// The findings that may explain why objects of this section (`rp_filter`, `default_routes`, `rules` …) have to be
-/// mended again and again.
+/// The findings that may explain why repairs of this section (`rp_filter`, `default_routes`, `rules` …) are needed
+/// again and again.
 pub fn suspects<'a>(findings: &'a [Finding], section: &str) -> Vec<&'a Finding> {
     let breaks = |finding: &&Finding| finding.check().is_some_and(|check| check.breaks.contains(&section));
     findings.iter().filter(breaks).collect()

@@ -7,29 +7,32 @@ use cidr::IpCidr;
 
 use super::Finding;
 use super::facts::{Facts, shortened};
-use super::tables::exits;
-use crate::net::{Family, PROTO_DECLARED, PROTO_KERNEL, Rule, Selector, SysctlKey, TABLE_MAIN, UPLINK_RULE_PRIORITY};
-use crate::observed::{Address, Gap, SeenRoute, Target};
+use super::managers::{self, networkd};
+use crate::config::Mode;
+use crate::model::{
+    EVERYTHING, Family, PROTO_DECLARED, PROTO_KERNEL, PROTO_RESTORED, Rule, Selector, SysctlKey, TABLE_MAIN,
+    UPLINK_RULE_PRIORITY,
+};
+use crate::observed::{Address, Gap, SeenRoute};
 use crate::sorted;
 use crate::topology::cni::{FROM_POD, TO_POD};
-use crate::topology::host;
 use crate::topology::pods::Site;
-use crate::topology::starting_rules::EVERYTHING;
 use crate::topology::vpc::PodRules;
+use crate::topology::{exits_of, host, links_of};
 
-/// The pods of the main table, with what is known of them. Those behind branch links have other rules.
+/// The pods of the main table, and their rules. Pods behind branch links have other rules.
 struct Here<'a> {
     pods: BTreeMap<IpAddr, Site>,
     rules: PodRules<'a>,
-    /// The uplinks in whose subnet each lies, where the first uplink has no such subnet.
+    /// The uplinks in whose subnet each pod is, unless it is in a subnet of the first uplink.
     secondary: BTreeMap<IpAddr, BTreeSet<u32>>,
     /// The rules 1536 of the pods of such uplinks, by family and uplinks.
     of_subnet: BTreeMap<(Family, BTreeSet<u32>), OfSubnet>,
 }
 
-/// What the rules 1536 of a subnet's pods say, but for the pod.
+/// The rules 1536 of a subnet's pods, apart from the pod's address.
 enum OfSubnet {
-    /// All say the same: the first of them.
+    /// All are the same; this is the first of them.
     Same(Rule),
     /// They differ.
     Mixed,
@@ -64,13 +67,13 @@ impl<'a> Here<'a> {
         Ok(Here { pods, rules, secondary, of_subnet })
     }
 
-    /// The rules 1536 of the other pods that are here and of the subnet of a pod that has none.
+    /// The rules 1536 of the other pods in the subnet of a pod that has none.
     fn of_neighbours(&self, pod: IpAddr) -> Option<&OfSubnet> {
         self.of_subnet.get(&(Family::of(pod), self.secondary.get(&pod)?.clone()))
     }
 
-    /// The pods whose rules somebody removed: all of them at once, though pods that came later may have theirs. (A few
-    /// without, or one whose subnet's other pods have theirs, are another matter.)
+    /// The pods whose rules were removed all at once, though later pods may have theirs. (A few pods without rules, or
+    /// one whose subnet's other pods have theirs, are another cause.)
     fn flushed(&self) -> BTreeSet<IpAddr> {
         let lacking = sorted::set(self.pods.keys().copied().filter(|pod| !self.rules.from.contains_key(pod)));
         let bare = sorted::set(lacking.iter().copied().filter(|pod| !self.rules.to.contains_key(pod)));
@@ -78,7 +81,7 @@ impl<'a> Here<'a> {
         let without_any = self.rules.to.is_empty() && self.rules.from.is_empty();
         let mut flushed = if at_once || without_any { bare } else { BTreeSet::new() };
         for pod in lacking {
-            // Its rule 512 somebody has put back.
+            // Its rule 512 was restored.
             if self.secondary.contains_key(&pod) && self.of_neighbours(pod).is_none() {
                 flushed.insert(pod);
             }
@@ -86,7 +89,7 @@ impl<'a> Here<'a> {
         flushed
     }
 
-    /// The rule 1536 that a pod lacks, by those of its subnet's other pods, where they leave no doubt about it.
+    /// The missing rule 1536 of a pod, derived from those of its subnet's other pods, if they agree.
     fn rule_of_neighbours(&self, pod: IpAddr) -> Option<Rule> {
         match self.of_neighbours(pod).filter(|_| !self.rules.from.contains_key(&pod))? {
             OfSubnet::Same(rule) => Some(of_pod(rule, pod)),
@@ -108,18 +111,54 @@ pub fn rules_flushed(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         return Ok(Vec::new());
     }
     let which = if here.rules.to.is_empty() && here.rules.from.is_empty() {
-        format!("and there is not one rule {TO_POD} or {FROM_POD}")
+        format!("and no rule {TO_POD} or {FROM_POD} exists")
     } else {
         format!("whose rules {TO_POD} and {FROM_POD}, or one of them, are gone")
     };
     let evidence = format!(
-        "the main table has routes to {} pods ({}), {which}: something removed them all at once, as systemd-networkd does \
-         when it restarts, or nm-cloud-setup. The CNI does not make them again",
+        "the main table has routes to {} pods ({}), {which}: they were all removed at once, as systemd-networkd (when \
+         it restarts) or nm-cloud-setup does. The CNI does not add them again",
         flushed.len(),
         shortened(&flushed)
     );
-    let cure = "# recreate the pods of this node, after the cause is cured: drain it with kubectl, then uncordon it";
-    Ok(vec![Finding::new(evidence, None, cure.into())])
+    let recreate = "# recreate the pods of this node after curing the cause: drain it with kubectl, then uncordon it";
+    let cure = match facts.desired.pod_rules.mode {
+        Mode::Enforce => format!(
+            "# node-fixer restores the rules that are certain (section pod_rules), and reports those that it cannot \
+             restore. For these:\n{recreate}"
+        ),
+        Mode::Observe | Mode::Off => recreate.to_owned(),
+    };
+    Ok(vec![Finding::new(evidence, None, cure)])
+}
+
+/// Rules that node-fixer has restored: they work, but the program that removed them may do so again.
+pub fn rules_restored(facts: &Facts) -> Result<Vec<Finding>, Gap> {
+    let rules = facts.rules()?;
+    let restored: Vec<&Rule> = rules.into_iter().filter(|rule| rule.protocol == PROTO_RESTORED).collect();
+    let Some(first) = restored.first() else { return Ok(Vec::new()) };
+    let evidence = format!(
+        "another program has removed {} rules of the CNI, such as {first}; node-fixer restored them, and removes each \
+         with its pod",
+        restored.len()
+    );
+    let pods = "# nothing to do for the rules; a recreated pod gets the CNI's own again";
+    if let Some(remover) = networkd::removes_rules(facts) {
+        let evidence = format!(
+            "{evidence}. systemd-networkd runs here with ManageForeignRoutingPolicyRules on, and removes such rules \
+             when it restarts"
+        );
+        let cure = format!("{pods}\n{}", remover.cure);
+        return Ok(vec![Finding::new(evidence, remover.place, cure).with(vec![remover.file])]);
+    }
+    if let Some(place) = managers::unit(facts, "nm-cloud-setup") {
+        let evidence = format!("{evidence}. nm-cloud-setup is installed here, and removes such rules");
+        let cure = format!("{pods}\n{}", managers::STOP_NM_CLOUD_SETUP);
+        return Ok(vec![Finding::new(evidence, Some(place), cure)]);
+    }
+    let cure = "# no program here is known to remove rules; to see what ran at that time: journalctl -u \
+                node-fixer.service RECONCILER=pod_rules";
+    Ok(vec![Finding::new(evidence, None, cure.to_owned())])
 }
 
 pub fn pod_without_rule(facts: &Facts) -> Result<Vec<Finding>, Gap> {
@@ -135,27 +174,27 @@ pub fn pod_without_rule(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         }
         if let Some(rule) = here.rule_of_neighbours(*pod) {
             from.push(with_link(pod, site)?);
-            // Of two uplinks of one subnet the neighbours do not tell the pod's own.
+            // With two uplinks in one subnet, its other pods do not show which is the pod's.
             let holders = here.secondary.get(pod).cloned().unwrap_or_default();
-            let leads_by_it = exits(facts.table(rule.family, rule.table)?) == holders;
+            let leads_by_it = exits_of(facts.table(rule.family, rule.table)?) == holders;
             from_cures.push(if holders.len() == 1 && leads_by_it {
                 rule.command("add")
             } else {
-                format!("# recreate the pod {pod} (kubectl delete pod): nothing tells its uplink for certain")
+                format!("# recreate the pod {pod} (kubectl delete pod): its uplink is not known for certain")
             });
         }
     }
     let matter_to = format!(
-        "no rule {TO_POD} does, as for the node's other pods: what pods of secondary uplinks send there leaves the node \
-         instead, and comes back as a martian"
+        "no rule {TO_POD} names it, unlike the node's other pods: packets to it from pods of secondary uplinks leave \
+         the node, and come back as martians"
     );
     let matter_from = format!(
-        "no rule {FROM_POD} leads from there to the table of the uplink, as for the other pods of the subnet: what is sent \
-         from there to the world leaves by the first uplink"
+        "no rule {FROM_POD} sends its packets to the table of the uplink, unlike the other pods of the subnet: they \
+         leave by the first uplink"
     );
     for (pods, cures, matter) in [(to, to_cures, matter_to), (from, from_cures, matter_from)] {
         if !pods.is_empty() {
-            let evidence = format!("the main table leads to {}, and {matter}", shortened(pods));
+            let evidence = format!("the main table has a route to {}, but {matter}", shortened(pods));
             found.push(Finding::new(evidence, None, cures.join("\n")));
         }
     }
@@ -168,19 +207,19 @@ fn to_pod(pod: IpAddr) -> Rule {
     Rule { family: Family::of(pod), priority: TO_POD, selector, table: TABLE_MAIN, protocol: 0 }
 }
 
-/// The host routes to what can be a pod, in all tables that rules name. IPv6 has routes to every interface; to a pod
-/// leads a host route.
+/// The host routes to possible pods, in all tables of rules. IPv6 has routes to every interface; a host route leads to
+/// a pod.
 pub fn host_routes<'a>(facts: &'a Facts) -> Result<Vec<&'a SeenRoute>, Gap> {
     let tables = facts.named_tables()?;
     let to_hosts = tables.into_values().flatten().filter(|route| route.to.is_host_address());
-    Ok(to_hosts.filter(|route| route.target != Target::Special).collect())
+    Ok(to_hosts.filter(|route| route.special().is_none()).collect())
 }
 
-/// The interfaces of pods to which no route leads, as text: a pod behind one may be alive, its routes went with the
-/// interface or have not come yet.
+/// The pod interfaces without any route, as text. The pod behind one may be alive: its routes were deleted with the
+/// interface, or are not added yet.
 pub fn idle(facts: &Facts) -> Result<Vec<String>, Gap> {
     let to_hosts = host_routes(facts)?;
-    let used = sorted::set(to_hosts.iter().flat_map(|route| route.hops()).filter_map(|hop| hop.oif));
+    let used = links_of(to_hosts);
     let links = facts.topology().vpc_pod_links()?;
     let idle = links.into_keys().filter(|index| !used.contains(index));
     let idle = facts.observed.links(idle)?.into_iter().flatten();
@@ -192,26 +231,26 @@ pub fn rule_without_pod(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     if rules.to.is_empty() {
         return Ok(Vec::new());
     }
-    // Pods with a security group have their routes in a table of their branch interface.
+    // Pods with a security group have their routes in the table of their branch interface.
     let routed = sorted::set(host_routes(facts)?.iter().map(|route| route.to.first_address()));
     let leaked: Vec<(&IpAddr, &&Rule)> = rules.to.iter().filter(|(pod, _)| !routed.contains(pod)).collect();
     if leaked.is_empty() {
         return Ok(Vec::new());
     }
     let mut evidence = format!(
-        "rules {TO_POD} lead to {}, and no table has a route to it: the pod is gone and its rule was left, or the pod is \
-         there and lost its route",
+        "rules {TO_POD} name {}, but no table has a route to it: either the pod is gone and left its rule, or the pod \
+         has lost its route",
         shortened(leaked.iter().map(|(pod, _)| pod))
     );
     let from = leaked.iter().filter_map(|(pod, _)| rules.from.get(pod)).flatten();
     let commands = leaked.iter().map(|(_, rule)| *rule).chain(from).map(|rule| rule.command("del"));
-    let mut cure = String::from("# where `crictl pods` and `kubectl get pods -o wide` know no such pod:");
+    let mut cure = String::from("# if `crictl pods` and `kubectl get pods -o wide` show no such pod:");
     let idle = idle(facts)?;
     let mut mark = "";
     if !idle.is_empty() {
         evidence += &format!("; no route leads to {}: one of these pods may be behind it", shortened(idle));
         cure = format!(
-            "# a pod behind an interface without a route may be alive: recreate it (kubectl delete pod)\n{cure}"
+            "# a pod behind an interface without a route may be alive; then recreate it (kubectl delete pod)\n{cure}"
         );
         mark = "# ";
     }
@@ -221,15 +260,15 @@ pub fn rule_without_pod(facts: &Facts) -> Result<Vec<Finding>, Gap> {
 
 pub fn pod_address_local(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let topology = facts.topology();
-    // A rule alone may be a policy for an address that is this node's own.
+    // A rule alone may be a policy for an address of this node.
     let pods = topology.vpc_pods()?;
     let mut found = Vec::new();
     let addresses = facts.observed.addresses()?;
     for address in addresses.iter().filter(|address| pods.contains_key(&address.local)) {
         let name = facts.name_of(address.index)?;
         let evidence = format!(
-            "{} is a pod's address by its route, and an address of {name} as well: this node takes the \
-             pod's packets for its own. A network manager has configured all addresses of the interface, as cloud-init, \
+            "{} is a pod's address according to its route, but also an address of {name}: this node receives the \
+             pod's packets itself. A network manager has configured all addresses of the interface, as cloud-init, \
              nm-cloud-setup and ec2-net-utils do",
             address.local
         );
@@ -238,24 +277,24 @@ pub fn pod_address_local(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     Ok(found)
 }
 
-/// The command that takes an address away, and nothing with it.
+/// The command that deletes an address, and nothing else.
 fn unconfigure(facts: &Facts, address: &Address, name: &str) -> Result<String, Gap> {
     let topology = facts.topology();
     let addresses = topology.addresses(address.index, Family::of(address.local))?;
     let others: Vec<&Address> = addresses.filter(|it| it.local != address.local).collect();
-    // The last one takes the interface's routes along, in all tables.
+    // With the last address, the interface loses its routes in all tables.
     let tables = facts.named_tables()?;
     let is_used = |route: &SeenRoute| {
         route.protocol != PROTO_KERNEL && route.hops().iter().any(|hop| hop.oif == Some(address.index))
     };
     if !others.iter().any(|it| it.global) && tables.into_values().flatten().any(is_used) {
         return Ok(format!(
-            "# give {name} its own address first: with its last address the kernel drops all of its routes, and the pods' \
-             with them; then delete {}/{}",
+            "# first give {name} its own address: with its last address the kernel drops all of its routes, and the \
+             pods' with them; then delete {}/{}",
             address.local, address.length
         ));
     }
-    // The first address of a subnet takes the others along when it goes.
+    // When the first address of a subnet is deleted, the others are deleted with it.
     let behind = others.iter().any(|it| it.secondary && it.subnet == address.subnet);
     let mut cure = String::new();
     if !address.secondary
@@ -267,7 +306,7 @@ fn unconfigure(facts: &Facts, address: &Address, name: &str) -> Result<String, G
     Ok(cure + &format!("ip addr del {}/{} dev {name}", address.local, address.length))
 }
 
-/// Addresses that a network manager configures for the pods to come: each pod that gets one is cut off.
+/// Addresses that a network manager configures for future pods: each pod that gets one is cut off.
 pub fn leftover_addresses(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let topology = facts.topology();
     let (uplinks, pods) = (topology.vpc_uplinks()?, topology.pods()?);
@@ -279,7 +318,7 @@ pub fn leftover_addresses(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     for uplink in uplinks {
         let all: Vec<&Address> = topology.addresses(uplink.index, Family::V4)?.filter(|it| it.global).collect();
         let main: Vec<&&Address> = all.iter().filter(|it| own.contains(&it.local)).collect();
-        // What has another prefix length is no address of the cloud's list, but somebody's own.
+        // An address with another prefix length is not from the cloud's list, but set on purpose.
         let is_left = |it: &&Address| {
             let beside = main.iter().any(|own| (own.subnet, own.length) == (it.subnet, it.length));
             let known = named.contains(&it.local) || pods.contains_key(&it.local);
@@ -290,14 +329,15 @@ pub fn leftover_addresses(facts: &Facts) -> Result<Vec<Finding>, Gap> {
             continue;
         }
         let evidence = format!(
-            "{} is the CNI's, and has {} beside its own address {}: a network manager has configured all addresses of the \
-             interface, as cloud-init, nm-cloud-setup and ec2-net-utils do, or did before they were disabled. A pod that is \
-             given one of them is unreachable, for this node takes its packets for its own",
+            "{} is the CNI's, and has {} in addition to its own address {}: a network manager has configured all \
+             addresses of the interface, as cloud-init, nm-cloud-setup and ec2-net-utils do, or did before they were \
+             disabled. A pod that gets one of these addresses is unreachable, because this node receives its packets \
+             itself",
             uplink.name,
             shortened(left.iter().map(|it| it.local)),
             shortened(main.iter().map(|it| it.local))
         );
-        let mut cure = "# where no program of this node uses them:".to_owned();
+        let mut cure = "# if no program of this node uses them:".to_owned();
         for address in left {
             let command = unconfigure(facts, address, &uplink.name.to_string())?;
             cure += &format!("\n# {}", command.trim_start_matches("# "));

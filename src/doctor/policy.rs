@@ -6,13 +6,11 @@ use std::net::IpAddr;
 use super::Finding;
 use super::facts::{Facts, shortened};
 use super::managers::networkd;
-use super::tables::exits;
-use crate::net::{Family, IfName, Rule, Selector, TABLE_LOCAL, TABLE_MAIN, UPLINK_RULE_PRIORITY};
+use crate::model::{EVERYTHING, Family, IfName, Rule, Selector, TABLE_LOCAL, TABLE_MAIN, UPLINK_RULE_PRIORITY};
 use crate::observed::{Gap, SeenRoute};
 use crate::sorted;
-use crate::topology::cni::{BRANCH, FROM_POD, MARK, MARKED, TO_POD, is_branch_link, is_pod_link};
-use crate::topology::starting_rules::EVERYTHING;
-use crate::topology::{has_default, host, sends_by_link};
+use crate::topology::cni::{BRANCH, FROM_POD, MARK, MARKED, TO_POD, is_branch_link, is_branch_pod_link};
+use crate::topology::{exits_of, has_default, host, sends_by_link};
 
 pub fn kernel_rules_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let missing = facts.topology().missing_starting_rules()?;
@@ -21,17 +19,19 @@ pub fn kernel_rules_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         let matters = match rule.table {
             TABLE_LOCAL => "packets to this node's own addresses are not delivered",
             TABLE_MAIN => "traffic that matches no other rule has no route",
-            _ => "traffic that the main table has no route for is not looked up further",
+            _ => "traffic without a route in the main table is not looked up further",
         };
         let mut evidence = format!(
-            "no {} rule leads all packets to table {}, as the kernel's rule {} did: {matters}",
+            "no {} rule sends all packets to table {}, as the kernel's rule {} did: {matters}",
             rule.family,
-            crate::net::table_name(rule.table),
+            crate::model::table_name(rule.table),
             rule.priority
         );
-        let Some(remover) = &remover else { return Finding::new(evidence, None, rule.command("add")) };
-        evidence += "; systemd-networkd runs here and ManageForeignRoutingPolicyRules is on: it removes such rules when \
-            it restarts";
+        let Some(remover) = &remover else {
+            return Finding::new(evidence, None, rule.command("add"));
+        };
+        evidence += "; systemd-networkd runs here with ManageForeignRoutingPolicyRules on, and removes such rules when \
+             it restarts";
         // One file for all of them.
         let file = if at == 0 { format!("\n{}", remover.cure) } else { String::new() };
         let cure = rule.command("add") + &file;
@@ -42,7 +42,7 @@ pub fn kernel_rules_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
 
 pub fn mark_rule_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let pods = facts.topology().vpc_pod_rules()?;
-    // Only where pods have a secondary uplink does it matter which way a marked packet goes.
+    // Marked packets matter only if pods have a secondary uplink.
     if !pods.from.keys().any(IpAddr::is_ipv4) || !pods.to.keys().any(IpAddr::is_ipv4) {
         return Ok(Vec::new());
     }
@@ -58,16 +58,16 @@ pub fn mark_rule_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let selector = Selector { fwmark: Some(MARK), ..EVERYTHING };
     let rule = Rule { family: Family::V4, priority: MARKED, selector, table: TABLE_MAIN, protocol: 0 };
     let evidence = format!(
-        "the CNI has its rules {TO_POD} ({} pods) and {FROM_POD} ({}) here, and none of priority {MARKED} for the mark 0x80: \
-         replies of these pods to what came in by a node port leave by the wrong uplink. (It is missing by intention only \
-         where AWS_VPC_K8S_CNI_EXTERNALSNAT is true and AWS_VPC_CNI_NODE_PORT_SUPPORT false)",
+        "the CNI's rules {TO_POD} ({} pods) and {FROM_POD} ({}) exist, but not its rule {MARKED} for the mark 0x80: \
+         replies of these pods to node port traffic leave by the wrong uplink. (It is absent by design only if \
+         AWS_VPC_K8S_CNI_EXTERNALSNAT is true and AWS_VPC_CNI_NODE_PORT_SUPPORT false)",
         pods.to.len(),
         pods.from.len()
     );
     Ok(vec![Finding::new(evidence, None, rule.command("add"))])
 }
 
-/// The commands that delete rules; as comments where what they are for may come back.
+/// The commands that delete rules; as comments if the sources may return.
 fn deleted(rules: &[&Rule], because: Option<String>) -> String {
     let Some(because) = because else {
         return rules.iter().map(|rule| rule.command("del")).collect::<Vec<_>>().join("\n");
@@ -77,8 +77,8 @@ fn deleted(rules: &[&Rule], because: Option<String>) -> String {
 }
 
 pub fn leaked_rules(facts: &Facts) -> Result<Vec<Finding>, Gap> {
-    // What another's rule waits for, a tunnel that is down for instance, nobody can know here. But what the VPC CNI has a
-    // rule for is a pod or an address of this node.
+    // Another program's rule may be waiting for a tunnel that is down. But the VPC CNI has rules only for pods and
+    // addresses of this node.
     if !facts.topology().is_vpc_cni()? {
         return Ok(Vec::new());
     }
@@ -96,8 +96,8 @@ pub fn leaked_rules(facts: &Facts) -> Result<Vec<Finding>, Gap> {
             continue;
         }
         let evidence = format!(
-            "table {} has no {} route, and rules lead {} to it, which is neither a pod with a route nor an address of this \
-             node: whoever made them did not take them away",
+            "table {} has no {} route, and the rules that use it are for {}, neither a pod with a route nor an \
+             address of this node: they are left over",
             broken.table(),
             broken.family,
             shortened(sorted::set(rules.iter().filter_map(|rule| source(rule))))
@@ -108,14 +108,14 @@ pub fn leaked_rules(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     Ok(found)
 }
 
-/// Why the sources of these rules may come back, if they may: an interface here has no address of the family, or no route
-/// leads to an interface of a pod.
+/// Why the sources of these rules may return, if so: an interface has no address of the family, or a pod's interface
+/// has no route.
 fn may_come_back(facts: &Facts, family: Family, rules: &[&Rule]) -> Result<Option<String>, Gap> {
     let topology = facts.topology();
     if rules.iter().any(|rule| rule.priority == FROM_POD) {
         let idle = super::pods::idle(facts)?;
         if !idle.is_empty() {
-            return Ok(Some(format!("no route leads to {}, behind which one of these pods may be", shortened(idle))));
+            return Ok(Some(format!("no route leads to {}, and one of these pods may be behind it", shortened(idle))));
         }
     }
     if rules.iter().any(|rule| rule.priority == UPLINK_RULE_PRIORITY) {
@@ -137,11 +137,10 @@ fn may_come_back(facts: &Facts, family: Family, rules: &[&Rule]) -> Result<Optio
     Ok(None)
 }
 
-/// Whether a rule leads what comes in by a branch link of the VPC CNI, or by the link of a pod behind one; its link.
+/// Whether a rule is for packets from a branch link of the VPC CNI, or from the link of a pod behind one; that link.
 fn of_branch(rule: &Rule) -> Option<&IfName> {
     let (link, _) = sends_by_link(rule).filter(|_| rule.priority == BRANCH)?;
-    let is_pods = link.as_bytes().starts_with(b"vlan") && is_pod_link(link, false);
-    (is_pods || is_branch_link(link)).then_some(link)
+    (is_branch_pod_link(link) || is_branch_link(link)).then_some(link)
 }
 
 /// Rules of branch links whose interface is gone.
@@ -154,14 +153,14 @@ fn detached(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     }
     let links = sorted::set(gone.iter().filter_map(|rule| of_branch(rule)));
     let evidence = format!(
-        "rules of priority {BRANCH} are for what comes in by {}, and no interface has this name: the pod is gone and its rule \
-         was left, for the next pod whose interface gets the name",
+        "rules of priority {BRANCH} are for packets from {}, an interface that does not exist: the pod is gone and \
+         left its rule, which will apply to the next pod whose interface gets the name",
         shortened(links)
     );
     Ok(vec![Finding::new(evidence, None, deleted(&gone, None))])
 }
 
-/// A rule leads what comes in by a pod's interface to a table in which that pod has no route, while another has one.
+/// A rule sends packets from a pod's interface to a table without a route to that pod, while another table has one.
 pub fn branch_rule_stale(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let topology = facts.topology();
     if !topology.is_vpc_cni()? {
@@ -184,8 +183,8 @@ pub fn branch_rule_stale(facts: &Facts) -> Result<Vec<Finding>, Gap> {
             continue;
         }
         let evidence = format!(
-            "rule {} of {link} leads to table {}, and its pod's route ({pod}) is in table {right}: the rule is that of an \
-             earlier pod, whose interface had the same name",
+            "rule {} of {link} uses table {}, but its pod's route ({pod}) is in table {right}: the rule is left over \
+             from an earlier pod, whose interface had the same name",
             rule.priority, rule.table
         );
         let new = Rule { table: *right, protocol: 0, ..rule.clone() };
@@ -201,7 +200,7 @@ pub fn branch_rule_stale(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     Ok(found)
 }
 
-/// A table of a branch has the route to a pod, and no rule is for what comes in by the pod's interface.
+/// The table of a branch has the route to a pod, but no rule is for packets from the pod's interface.
 pub fn branch_rule_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     if !facts.topology().is_vpc_cni()? {
         return Ok(Vec::new());
@@ -213,16 +212,13 @@ pub fn branch_rule_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         let family = of_uplink.family;
         for route in facts.table(family, of_uplink.table)?.iter().filter(|route| route.is_host_on_link()) {
             let name = route.oif().and_then(|index| names.get(&index)).copied();
-            let Some(name) = name.filter(|name| name.as_bytes().starts_with(b"vlan") && is_pod_link(name, false))
-            else {
-                continue;
-            };
+            let Some(name) = name.filter(|name| is_branch_pod_link(name)) else { continue };
             if rules.iter().any(|rule| rule.family == family && of_branch(rule) == Some(name)) {
                 continue;
             }
             let evidence = format!(
-                "table {} leads to {} ({name}), and no rule {BRANCH} leads what comes in by {name} to it: what the pod sends \
-                 leaves by the first uplink, if its interface does not drop it as a martian",
+                "table {} has the route to {} ({name}), but no rule {BRANCH} sends packets from {name} to it: what \
+                 the pod sends leaves by the first uplink, if rp_filter of its interface does not drop it as a martian",
                 of_uplink.table,
                 route.to.first_address()
             );
@@ -234,7 +230,7 @@ pub fn branch_rule_missing(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     Ok(found)
 }
 
-/// Several rules 1536 lead one pod, and the same destinations, to different tables.
+/// Several rules 1536 send one pod, and the same destinations, to different tables.
 pub fn pod_with_two_rules(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let topology = facts.topology();
     let rules = topology.vpc_pod_rules()?;
@@ -262,27 +258,27 @@ fn one_of_two(facts: &Facts, pod: IpAddr, rules: &[&Rule], tables: &BTreeSet<u32
     let holders = topology.outward(topology.connected(pod)?)?;
     let (mut right, mut ways) = (BTreeSet::new(), BTreeSet::new());
     for table in tables {
-        let exits = exits(facts.table(family, *table)?);
+        let exits = exits_of(facts.table(family, *table)?);
         if !exits.is_empty() && exits.is_subset(&holders) {
             right.insert(*table);
         }
         ways.insert(exits);
     }
     if ways.len() == 1 {
-        return Ok(None); // they lead the same way
+        return Ok(None); // they use the same way
     }
     let listed = tables.iter().map(u32::to_string).collect::<Vec<_>>().join(" and ");
     let start = format!("{pod} has {} rules {FROM_POD}, to tables {listed}", rules.len());
     let (Some(table), 1, 1) = (right.first(), right.len(), holders.len()) else {
         let evidence =
-            format!("{start}, and nothing tells which of them is its own; the first one counts that has a route");
-        let cure = format!("# recreate the pod {pod} (kubectl delete pod): its rules go with it");
+            format!("{start}, and nothing shows which of them is its own; the first one with a route applies");
+        let cure = format!("# recreate the pod {pod} (kubectl delete pod): its rules are deleted with it");
         return Ok(Some(Finding::new(evidence, None, cure)));
     };
     let stale: Vec<&Rule> = rules.iter().filter(|rule| rule.table != *table).copied().collect();
     let evidence = format!(
-        "{start}: it lies in the subnet of {}, by which table {table} leads; the rule to table {} is stale. What the pod sends takes the \
-         first rule that has a route, and the CNI keeps the last one when it restarts",
+        "{start}: it is in the subnet of {}, which table {table} uses; the rule to table {} is stale. Packets of the \
+         pod use the first rule with a route, and the CNI keeps the last one when it restarts",
         facts.names_of(holders)?,
         shortened(stale.iter().map(|rule| rule.table))
     );

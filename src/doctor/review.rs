@@ -1,7 +1,7 @@
 //! Writes the proposed files below a directory, for review.
 //!
-//! Others may own that directory, and put links in it at any time. So each step goes from a directory that is open to the
-//! next, and never along a link.
+//! Other users may own that directory, and put links in it at any time. So each step opens the next name relative to an
+//! open directory, and never follows a link.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
@@ -15,26 +15,26 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::Examination;
-use crate::net::one_line;
-use crate::{sorted, sys};
+use crate::model::one_line;
+use crate::{signals, sorted};
 
-/// What became of the proposed files.
+/// What happened to the proposed files.
 #[derive(Debug, Default)]
 pub struct Review {
-    /// Those that were written.
+    /// Files that were written.
     pub written: Vec<PathBuf>,
-    /// Those in whose place something was already, which stays as it is.
+    /// Files that existed already, and were left as they are.
     pub kept: Vec<PathBuf>,
 }
 
-/// Writes the proposed files below a directory. Never over a file that is there, and none at all where one would lie
-/// elsewhere.
+/// Writes the proposed files below a directory. Existing files are never overwritten, and nothing is written if one of
+/// the files would end up elsewhere.
 ///
 /// # Errors
 ///
-/// One of them could not be written.
+/// A file could not be written.
 pub fn write(examination: &Examination, directory: &Path) -> anyhow::Result<Review> {
-    sys::survive_file_limit()?;
+    signals::survive_file_limit()?;
     let proposals = examination.findings.iter().flat_map(|finding| &finding.proposals);
     let files = sorted::map(proposals.map(|file| (file.path.as_path(), file.text.as_slice())));
     let top = open_top(directory)?;
@@ -61,13 +61,13 @@ pub fn write(examination: &Examination, directory: &Path) -> anyhow::Result<Revi
     Ok(review)
 }
 
-/// The directory that was named, which is made if it is missing.
+/// The named directory, which is created if it is missing.
 fn open_top(directory: &Path) -> anyhow::Result<OwnedFd> {
     let name = one_line(&directory.to_string_lossy()).into_owned();
-    // Without a slash at its end, after which a link would be followed.
+    // Without a trailing slash, with which a link would be followed.
     let directory: PathBuf = directory.components().collect();
     let made = DirBuilder::new().recursive(true).mode(0o755).create(&directory);
-    made.with_context(|| format!("cannot make the directory {name}"))?;
+    made.with_context(|| format!("cannot create the directory {name}"))?;
     let top = match rustix::fs::openat(CWD, &directory, INTO, Mode::empty()) {
         Err(Errno::NOTDIR | Errno::LOOP) => bail!("{name} is a link; name the directory itself"),
         top => top.with_context(|| format!("cannot open {name}"))?,
@@ -76,15 +76,15 @@ fn open_top(directory: &Path) -> anyhow::Result<OwnedFd> {
     let root = rustix::fs::openat(CWD, "/", INTO, Mode::empty()).context("cannot open the root directory")?;
     ensure!(
         of(&top)? != of(&root)?,
-        "{name} is the root directory: files are written for review and never installed; name another directory, look at \
-         them, and copy what you want"
+        "{name} is the root directory: files are written for review and never installed; name another directory, \
+         review them, and copy what you want"
     );
     Ok(top)
 }
 
 const INTO: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// The directory of a proposed file. `None` where it is missing and not to be made.
+/// The directory of a proposed file. `None` if it is missing and must not be created.
 fn parent(top: &OwnedFd, directory: &Path, path: &Path, make: bool) -> anyhow::Result<Option<OwnedFd>> {
     let mut here = top.try_clone()?;
     let mut shown = directory.to_path_buf();
@@ -92,7 +92,7 @@ fn parent(top: &OwnedFd, directory: &Path, path: &Path, make: bool) -> anyhow::R
         let name = match component {
             Component::RootDir => continue,
             Component::Normal(name) => name,
-            _ => bail!("{} is no path for a file", one_line(&path.to_string_lossy())),
+            _ => bail!("{} is not the path of a file", one_line(&path.to_string_lossy())),
         };
         shown.push(name);
         let cannot = |verb: &str| format!("cannot {verb} the directory {}", one_line(&shown.to_string_lossy()));
@@ -116,7 +116,7 @@ fn parent(top: &OwnedFd, directory: &Path, path: &Path, make: bool) -> anyhow::R
 fn obstacle(directory: impl AsFd, name: &[u8]) -> &'static str {
     let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW);
     match stat.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
-        Ok(FileType::Symlink) => "a link, and no file is written beyond it; name a directory without links",
-        _ => "no directory; remove it, or name another directory",
+        Ok(FileType::Symlink) => "a link, which is not followed; name a directory without links",
+        _ => "not a directory; remove it, or name another directory",
     }
 }

@@ -1,25 +1,26 @@
-//! Causes in what the configuration looks after.
+//! Causes in the interfaces that the configuration selects.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::Finding;
-use super::cure::{beside, write_command};
+use super::cure::{proposed, write_command};
 use super::facts::{Facts, shortened};
-use crate::desired::{Desired, Interfaces};
-use crate::net::Dev;
+use crate::config::{Config, Interfaces};
+use crate::model::Dev;
 use crate::observed::Gap;
-use crate::reconcile::{kube_proxy, rp_filter, rules};
+use crate::reconcile::{kube_proxy, rp_filter};
 use crate::sysctl_d::ConfFile;
 use crate::topology::Topology;
+use crate::topology::forecast::DeclaredRules;
 
-/// Where a drop-in of the configuration goes.
+/// The directory of a drop-in of the configuration.
 const DROP_IN: &str = "/etc/node-fixer/config.d/90-uplinks.yaml";
 
 pub fn unattended(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     let desired = facts.desired;
-    let declared = rules::Declared::of(desired);
-    let topology = Topology::after(desired, &declared, &facts.observed);
+    let declared = DeclaredRules::to_come(desired, facts.observed)?;
+    let topology = Topology::after(desired, &declared, facts.observed);
     let strict = rp_filter::unattended(&desired.rp_filter, topology)?;
     let unnoticed = kube_proxy::unattended(&desired.kube_proxy, topology)?;
     let mut evidence = Vec::new();
@@ -28,12 +29,14 @@ pub fn unattended(facts: &Facts) -> Result<Vec<Finding>, Gap> {
         let by_role = topology.uplinks()?;
         let has_role = |dev: &&Dev| by_role.contains(&dev.index);
         let selected = match &desired.rp_filter.interfaces {
-            Interfaces::Auto => "rp_filter.interfaces (auto) selects none of them, which have no global address".into(),
+            Interfaces::Auto => {
+                "rp_filter.interfaces (auto) selects none of them, because they have no global address".into()
+            }
             Interfaces::Named(pattern) => format!("rp_filter.interfaces ({pattern}) matches none of them"),
         };
         evidence.push(format!(
-            "default routes leave by {}, strict in effect: replies to what came in by another uplink are dropped there; \
-             {selected}",
+            "default routes use {}, where rp_filter is strict in effect: replies to packets from another uplink are \
+             dropped there; {selected}",
             shortened(strict.iter().map(|dev| &dev.name))
         ));
         text += "rp_filter:\n";
@@ -41,7 +44,7 @@ pub fn unattended(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     }
     if !unnoticed.is_empty() {
         evidence.push(format!(
-            "default routes leave by {}, which kube_proxy.interfaces ({}) does not match: kube-proxy does not learn of \
+            "default routes use {}, which kube_proxy.interfaces ({}) does not match: kube-proxy does not learn of \
              their changes",
             shortened(unnoticed.iter().map(|dev| &dev.name)),
             desired.kube_proxy.interfaces
@@ -51,11 +54,10 @@ pub fn unattended(facts: &Facts) -> Result<Vec<Finding>, Gap> {
     if evidence.is_empty() {
         return Ok(Vec::new());
     }
-    let text = format!("# Uplinks that nobody looked after.\n{text}");
-    let existing: Vec<&ConfFile> = facts.files.drop_ins.iter().collect();
-    let make = |path| ConfFile { path, text: text.clone().into_bytes() };
-    let proposal = beside(&existing, &last(&existing), &make);
-    let cure = format!("{}  # in config.d beside the file of --config, if that is another", write_command(&proposal));
+    let text = format!("# Uplinks that the configuration left out.\n{text}");
+    let proposal = proposed(&facts.files.drop_ins, &last(&facts.files.drop_ins), text.as_bytes());
+    let cure =
+        format!("{}  # in config.d beside the file of --config, if that is another one", write_command(&proposal));
     Ok(vec![Finding::new(evidence.join("; "), None, cure).with(vec![proposal])])
 }
 
@@ -63,8 +65,8 @@ fn role() -> String {
     "  interfaces: auto\n".into()
 }
 
-/// The further entries that are there, and one more: lists replace each other.
-fn further(desired: &Desired, devs: &[Dev]) -> String {
+/// The existing further entries, and one more: a list in a later file replaces the earlier one.
+fn further(desired: &Config, devs: &[Dev]) -> String {
     let names: Vec<String> = devs.iter().map(|dev| literal(dev.name.as_bytes())).collect();
     let value = desired.rp_filter.value.to_string();
     let added = [("interfaces", format!("^({})$", names.join("|"))), ("value", value)];
@@ -84,12 +86,12 @@ fn literal(name: &[u8]) -> String {
     name.iter().map(byte).collect()
 }
 
-/// The name that comes after those of all drop-ins that are there: the last one counts.
-fn last(existing: &[&ConfFile]) -> PathBuf {
+/// A name that sorts after those of all existing drop-ins, so that it wins.
+fn last(existing: &[ConfFile]) -> PathBuf {
     let path = Path::new(DROP_IN);
     let name = path.file_name().unwrap_or_default().as_bytes();
     let is_ours = |other: &[u8]| other.starts_with(b"90-uplinks");
-    match existing.iter().map(|file| file.name()).filter(|other| !is_ours(other)).max() {
+    match existing.iter().map(ConfFile::name).filter(|other| !is_ours(other)).max() {
         Some(other) if other > name => {
             let stem = other.strip_suffix(b".yaml").unwrap_or(other);
             let name = [stem, b".zz-uplinks.yaml"].concat();
@@ -113,7 +115,7 @@ mod tests {
             (vec!["10-a.yaml", "99-local.yaml"], "99-local.zz-uplinks.yaml"),
         ] {
             let files: Vec<_> = there.iter().map(|name| file(name)).collect();
-            let placed = last(&files.iter().collect::<Vec<_>>());
+            let placed = last(&files);
             assert_eq!(placed.file_name().unwrap(), expected, "{there:?}");
             assert!(there.iter().all(|name| *name < expected || name.starts_with("90-uplinks")), "{there:?}");
         }

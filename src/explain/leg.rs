@@ -1,20 +1,23 @@
-//! One packet's way through the node: its lookup, the reverse path check, and how both compare with the kernel's answer.
+//! The path of one packet through the node: its lookup, its reverse path check, and how both compare with the kernel's
+//! answer.
 
 use std::net::IpAddr;
 
-use super::fib::{Action, Ending, Fib, FibHop, FibRoute, FibRule, Kind, LOOPBACK, Lookup, Packet};
+use super::fib::{Fib, Flow, Packet};
 use super::host;
-use crate::net::{Family, TABLE_LOCAL, TABLE_MAIN};
+use super::lookup::{Ending, LOOPBACK, Lookup};
+use crate::model::{EVERYTHING, Family, IfName, Selector, TABLE_LOCAL, TABLE_MAIN};
+use crate::observed::{Hop, RuleAction, SeenRoute, SeenRule, Special};
 use crate::topology::is_kernels;
 
-/// What the reverse path check says to a packet that comes in.
+/// The result of the reverse path check of an incoming packet.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Check {
+pub struct ReversePathCheck {
     /// Interface.
     pub iif: u32,
-    /// Its rp_filter, and that of `all`: the greater counts.
+    /// Its rp_filter, and that of `all`: the greater one applies.
     pub rp_filter: (i32, i32),
-    /// Whether the packet passes; `None`: not judged.
+    /// Whether the packet passes; `None`: unknown.
     pub passes: Option<bool>,
     /// Why.
     pub why: String,
@@ -22,42 +25,42 @@ pub struct Check {
     pub back: Lookup,
 }
 
-/// The kernel's own answer: a route that it takes, or its refusal in its own words.
-pub type Answer = Result<FibRoute, String>;
+/// The kernel's own answer: a route, or an error text.
+pub type Answer = Result<SeenRoute, String>;
 
-/// One packet's way through the node.
+/// The path of one packet through the node.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Leg {
     /// The packet.
     pub packet: Packet,
     /// Its rule, table and route.
     pub lookup: Lookup,
-    /// The reverse path check of a packet that comes in. IPv6 has none.
-    pub check: Option<Check>,
-    /// Whether it has to be forwarded, and is not: where that is set.
+    /// The reverse path check of an incoming packet. IPv6 has none.
+    pub check: Option<ReversePathCheck>,
+    /// Whether it would have to be forwarded, but forwarding is off; where that is set.
     pub not_forwarded: Option<String>,
-    /// The kernel's answer, where it was asked.
+    /// The kernel's answer, if it was asked.
     pub kernel: Option<Answer>,
     /// How the kernel's answer differs from this one.
     pub disagreement: Option<String>,
 }
 
 impl Leg {
-    /// The interfaces that it may leave by.
+    /// The interfaces by which it may leave.
     pub(super) fn outs(&self) -> impl Iterator<Item = u32> {
         self.lookup.outs()
     }
 
-    pub(super) fn routes(&self) -> &[FibRoute] {
+    pub(super) fn routes(&self) -> &[SeenRoute] {
         self.lookup.routes()
     }
 
     /// Whether it is for the node itself.
     pub fn is_local(&self) -> bool {
-        self.routes().first().is_some_and(|route| route.kind == Kind::Local)
+        self.routes().first().is_some_and(|route| route.special() == Some(Special::Local))
     }
 
-    /// Whether it could not be judged what becomes of it.
+    /// Whether the result is unknown.
     pub fn is_unknown(&self) -> bool {
         let unchecked = self.check.as_ref().is_some_and(|check| check.passes.is_none());
         unchecked || matches!(self.lookup.end, Ending::Unknown(_))
@@ -65,11 +68,11 @@ impl Leg {
 
     /// How the kernel's answer differs from this one, if it does.
     pub fn compare(&self, fib: &Fib, answer: &Answer) -> Option<String> {
-        // What IPv6 does not forward it still has a route for.
+        // IPv6 has a route even for a packet that it does not forward.
         let stopped = self.packet.family() == Family::V4 && !self.is_local() && self.not_forwarded.is_some();
         let refused = stopped || self.check.as_ref().is_some_and(|check| check.passes == Some(false));
         let expected = match &self.lookup.end {
-            _ if self.is_unknown() => return None, // said already
+            _ if self.is_unknown() => return None, // already reported
             Ending::Route(routes) if !refused => routes.as_slice(),
             _ => &[],
         };
@@ -84,16 +87,16 @@ impl Leg {
 }
 
 impl Lookup {
-    pub(super) fn routes(&self) -> &[FibRoute] {
+    pub(super) fn routes(&self) -> &[SeenRoute] {
         match &self.end {
             Ending::Route(routes) => routes,
             _ => &[],
         }
     }
 
-    /// The hops that a packet may leave by.
-    pub(super) fn ways_out(&self) -> impl Iterator<Item = &FibHop> {
-        self.routes().iter().filter(|route| route.kind == Kind::Unicast).flat_map(FibRoute::alive)
+    /// The hops by which a packet may leave.
+    pub(super) fn ways_out(&self) -> impl Iterator<Item = &Hop> {
+        self.routes().iter().filter(|route| route.special().is_none()).flat_map(SeenRoute::alive)
     }
 
     /// Their interfaces.
@@ -102,7 +105,7 @@ impl Lookup {
     }
 }
 
-/// Each once.
+/// Each interface once.
 pub(super) fn distinct(all: impl Iterator<Item = u32>) -> Vec<u32> {
     let mut distinct = Vec::new();
     for one in all {
@@ -113,41 +116,42 @@ pub(super) fn distinct(all: impl Iterator<Item = u32>) -> Vec<u32> {
     distinct
 }
 
-/// Whether packets that take the route are dropped.
-pub(super) fn is_refusal(route: &FibRoute) -> bool {
-    matches!(route.kind, Kind::Blackhole | Kind::Unreachable | Kind::Prohibit | Kind::Throw)
+/// Whether the route drops packets.
+pub(super) fn is_refusal(route: &SeenRoute) -> bool {
+    matches!(route.special(), Some(Special::Blackhole | Special::Unreachable | Special::Prohibit | Special::Throw))
 }
 
-/// Whether the kernel's route is this one. It may show fewer hops than there are: those that it chose.
-fn same(ours: &FibRoute, kernels: &FibRoute) -> bool {
-    let hop = |hop: &FibHop| (hop.via, hop.oif);
-    let known: Vec<_> = ours.hops.iter().map(hop).collect();
-    // Before the first rule of anybody's own the kernel keeps the table local within main, and calls it so.
+/// Whether the kernel's route is this one. It may show only the hops that it chose.
+fn same(ours: &SeenRoute, kernels: &SeenRoute) -> bool {
+    let hop = |hop: &Hop| (hop.via, hop.oif);
+    let known: Vec<_> = ours.all_hops().iter().map(hop).collect();
+    // Until a rule is added, the kernel keeps the table local merged with main, and reports main.
     let table = |ours: u32| ours == kernels.table || (ours, kernels.table) == (TABLE_LOCAL, TABLE_MAIN);
-    // Of IPv6 routes that share a nexthop object the kernel shows the one that used it first.
+    // For IPv6 routes that share a nexthop object, the kernel shows the one that used it first.
     let shared = ours.to.is_ipv6() && ours.nexthop.is_some() && ours.nexthop == kernels.nexthop;
-    ours.kind == kernels.kind
+    ours.special() == kernels.special()
         && (shared || ours.to == kernels.to && table(ours.table))
-        && (ours.kind == Kind::Local || kernels.hops.iter().map(hop).all(|hop| known.contains(&hop)))
+        && (ours.special() == Some(Special::Local)
+            || kernels.all_hops().iter().map(hop).all(|hop| known.contains(&hop)))
 }
 
 impl Fib {
     /// Whether the address is a subnet's broadcast address.
     pub fn is_broadcast(&self, address: IpAddr) -> bool {
-        self.routes.iter().any(|route| route.kind == Kind::Broadcast && route.to == host(address))
+        self.routes.iter().any(|route| route.special() == Some(Special::Broadcast) && route.to == host(address))
     }
 
-    /// Whether the address is one of this node.
+    /// Whether the address belongs to this node.
     pub fn is_own(&self, address: IpAddr) -> bool {
-        let local = |route: &FibRoute| (route.kind, route.table) == (Kind::Local, TABLE_LOCAL);
+        let local = |route: &SeenRoute| (route.special(), route.table) == (Some(Special::Local), TABLE_LOCAL);
         self.routes.iter().any(|route| local(route) && route.to.contains(&address))
     }
 
-    /// One packet's way.
+    /// The path of one packet.
     pub(super) fn leg(&self, packet: Packet) -> Leg {
         let lookup = match packet.iif {
             None if packet.family() == Family::V4 && !self.is_own(packet.from) => {
-                let why = format!("the node itself, which does not send from {}: not its own address", packet.from);
+                let why = format!("the node itself, which cannot send from {}: not its address", packet.from);
                 Lookup { steps: Vec::new(), end: Ending::Refused(why) }
             }
             _ => self.lookup(&packet),
@@ -161,12 +165,12 @@ impl Fib {
             };
         }
         if !leg.is_local() {
-            // IPv4 is forwarded where the interface that it comes in by says so, IPv6 where `all` does, or that
-            // interface's force_forwarding (Linux 6.17).
+            // IPv4 is forwarded if the incoming interface allows it, IPv6 if `all` does, or that interface's
+            // force_forwarding (Linux 6.17).
             let (forwarding, whose) = match packet.family() {
-                Family::V4 => (self.link(iif).is_none_or(|link| link.conf.forwarding), self.name(iif)),
+                Family::V4 => (self.conf(iif).is_none_or(|conf| conf.forwarding), self.name(iif)),
                 Family::V6 => {
-                    let forced = self.link(iif).is_some_and(|link| link.conf.force_forwarding);
+                    let forced = self.conf(iif).is_some_and(|conf| conf.force_forwarding);
                     (self.all.forwarding || forced, "all".into())
                 }
             };
@@ -175,52 +179,59 @@ impl Fib {
         leg
     }
 
-    /// What the reverse path check says: __fib_validate_source of the kernel.
-    pub(super) fn check(&self, packet: &Packet, iif: u32, route: &FibRoute) -> Check {
-        let conf = self.link(iif).map_or(self.all, |link| link.conf);
+    /// The result of the reverse path check: __fib_validate_source of the kernel.
+    pub(super) fn check(&self, packet: &Packet, iif: u32, route: &SeenRoute) -> ReversePathCheck {
+        let conf = self.conf(iif).copied().unwrap_or(self.all);
         let rp_filter = (conf.rp_filter, self.all.rp_filter);
         let filter = rp_filter.0.max(rp_filter.1);
         // The way back starts where the packet would go; for the node itself that is the loopback.
-        let oif = if route.kind == Kind::Local { None } else { route.alive().next().and_then(|hop| hop.oif) };
-        let back = self.lookup(&Packet { from: packet.to, to: packet.from, iif: oif.filter(|oif| *oif != LOOPBACK) });
+        let oif =
+            if route.special() == Some(Special::Local) { None } else { route.alive().next().and_then(|hop| hop.oif) };
+        let valid_mark = conf.src_valid_mark || self.all.src_valid_mark;
+        let mark = if valid_mark { packet.flow.mark } else { 0 };
+        let back = packet.reply(oif.filter(|oif| *oif != LOOPBACK));
+        let back = self.lookup(&Packet { flow: Flow { mark, ..back.flow }, ..back });
         let name = self.name(iif);
-        let uses = |route: &FibRoute| {
+        let uses = |route: &SeenRoute| {
             route
-                .hops
+                .all_hops()
                 .iter()
                 .filter_map(|hop| hop.oif)
-                .any(|oif| oif == iif || self.link(oif).is_some_and(|link| link.master == Some(iif)))
+                .any(|oif| oif == iif || self.link(oif).is_some_and(|link| link.vrf == Some(iif)))
         };
         let has_address = self.addresses.iter().any(|address| address.index == iif && address.local.is_ipv4());
         let (passes, why) = match &back.end {
             Ending::Route(routes) => match routes.first() {
-                Some(back) if back.kind == Kind::Local && !(conf.accept_local || self.all.accept_local) => {
+                Some(back)
+                    if back.special() == Some(Special::Local) && !(conf.accept_local || self.all.accept_local) =>
+                {
                     (false, format!("{} is an address of this node: a martian", packet.from))
                 }
-                Some(back) if uses(back) || back.kind == Kind::Local && iif == LOOPBACK => {
-                    (true, format!("the way back is {}", self.show(back)))
+                Some(back) if uses(back) || back.special() == Some(Special::Local) && iif == LOOPBACK => {
+                    (true, format!("the route back is {}", self.show(back)))
                 }
                 Some(back) => {
-                    let way = format!("the way back is {}, not by {name}", self.show(back));
+                    let way = format!("the route back is {}, not by {name}", self.show(back));
                     match filter {
                         0 => (true, way),
                         1 => (false, way),
-                        _ if !has_address => {
-                            (false, format!("{way}, and {name} has no address: there loose drops what strict drops"))
-                        }
-                        _ => (true, format!("{way}; loose asks only that there is one")),
+                        _ if !has_address => (
+                            false,
+                            format!("{way}, and {name} has no address: then loose drops the same packets as strict"),
+                        ),
+                        _ => (true, format!("{way}; loose only requires that there is one")),
                     }
                 }
-                None => (filter == 0, "there is no way back".into()),
+                None => (filter == 0, "there is no route back".into()),
             },
-            Ending::Refused(by) => (filter == 0, format!("the way back is refused by {by}")),
-            Ending::NoRoute => (filter == 0, "there is no way back".into()),
-            Ending::Unknown(why) => return Check { iif, rp_filter, passes: None, why: why.clone(), back },
+            Ending::Refused(by) => (filter == 0, format!("the route back is refused by {by}")),
+            Ending::NoRoute => (filter == 0, "there is no route back".into()),
+            Ending::Unknown(why) => return ReversePathCheck { iif, rp_filter, passes: None, why: why.clone(), back },
         };
-        Check { iif, rp_filter, passes: Some(passes), why, back }
+        ReversePathCheck { iif, rp_filter, passes: Some(passes), why, back }
     }
 
-    /// Where a leg breaks, if it does. `fallen` begins the sentence where rules of the sender alone led nowhere.
+    /// Where a packet breaks, if it does. `fallen` begins the sentence if the sender's own rules gave no route.
     pub(super) fn trouble(&self, leg: &Leg, fallen: &str) -> Vec<String> {
         let Packet { from, to, .. } = leg.packet;
         let packet = format!("the packet from {from} to {to}");
@@ -231,14 +242,14 @@ impl Fib {
                 troubles.push(format!("{fallen}there is no route for {packet}"));
             }
             Ending::Refused(by) => troubles.push(format!("{packet} is dropped by {by}")),
-            Ending::Unknown(why) => troubles.push(format!("not judged: {packet}: {why}")),
+            Ending::Unknown(why) => troubles.push(format!("unknown: {packet}: {why}")),
         }
         if let Some(check) = &leg.check {
             let (name, filter, why) = (self.name(check.iif), check.effective(), &check.why);
             troubles.extend(match check.passes {
                 Some(true) => None,
                 Some(false) => Some(format!("{name} drops {packet} as a martian (rp_filter {filter}): {why}")),
-                None => Some(format!("not judged: whether rp_filter of {name} lets {packet} in: {why}")),
+                None => Some(format!("unknown whether rp_filter of {name} lets {packet} in: {why}")),
             });
         }
         let forwarding = leg.not_forwarded.as_ref().map(|whose| {
@@ -246,11 +257,11 @@ impl Fib {
             format!("{packet} is not forwarded: net.{family}.conf.{whose}.forwarding is 0")
         });
         troubles.extend(forwarding);
-        // The kernel goes on using such a hop, unless it is told not to (ignore_routes_with_linkdown).
+        // The kernel still uses such a hop, unless ignore_routes_with_linkdown is set.
         let mut hops = leg.lookup.ways_out().peekable();
         if hops.peek().is_some() && hops.all(|hop| hop.linkdown) {
             let names = self.names(&distinct(leg.outs()));
-            troubles.push(format!("{names} has no carrier: {packet} does not get out there"));
+            troubles.push(format!("{names} has no carrier: {packet} cannot leave by this interface"));
         }
         troubles
     }
@@ -261,8 +272,8 @@ impl Fib {
     }
 }
 
-impl Check {
-    /// What counts, in words.
+impl ReversePathCheck {
+    /// The effective value in words.
     pub fn effective(&self) -> String {
         match self.rp_filter.0.max(self.rp_filter.1) {
             0 => "0, off".into(),
@@ -272,11 +283,23 @@ impl Check {
     }
 }
 
-impl FibRule {
-    /// The table that it leads to, unless that is one of the kernel's own.
+impl SeenRule {
+    /// Whether it is for one source alone, and otherwise selects at most by destination.
+    pub(super) fn is_of(&self, source: IpAddr) -> bool {
+        let (from, to) = (Some(host(source)), self.rule.selector.to);
+        self.selects_only(&Selector { from, to, fwmark: None, iif: None, oif: None })
+    }
+
+    /// Whether it is for everything from this interface, and selects by nothing else.
+    pub(super) fn is_behind(&self, link: &IfName) -> bool {
+        let iif = Some(link.clone());
+        self.selects_only(&Selector { iif, ..EVERYTHING })
+    }
+
+    /// The table that it uses, except the kernel's own.
     pub(super) fn policy_table(&self) -> Option<u32> {
-        match self.action {
-            Action::Lookup(table) => Some(table).filter(|table| !is_kernels(*table)),
+        match self.action() {
+            RuleAction::Lookup(table) => Some(table).filter(|table| !is_kernels(*table)),
             _ => None,
         }
     }

@@ -1,58 +1,59 @@
-//! What the topology says of the two addresses, looked up once, so that the explanation itself is plain and pure.
+//! What the topology knows about the two addresses, looked up once, so that the explanation itself is simple and pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use cidr::IpCidr;
 
-use crate::net::Family;
+use crate::model::{Family, is_link_local};
 use crate::observed::Gap;
+use crate::topology::cni::is_branch_link;
 use crate::topology::homes::Home;
 use crate::topology::pods::Site;
 use crate::topology::{Topology, is_card};
 
-/// What an address is to this node.
+/// How an address relates to this node.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Place {
-    /// The links that carry it: it is an address of this node.
+    /// The links that have it: it is an address of this node.
     pub carriers: BTreeSet<u32>,
-    /// Where it is, if it is a pod's, or on a local link.
+    /// Its location, if it is a pod's or on a local link.
     pub site: Option<Site>,
-    /// The table that the rule of the pod's link names, where that is not the one that has its route.
+    /// The table in the rule of the pod's link, if it is not the one with the pod's route.
     pub stray: Option<u32>,
-    /// The links in whose connected subnet it lies.
+    /// The links in whose connected subnet it is.
     pub neighbours: BTreeSet<u32>,
-    /// The link other than an uplink that the main table's route to it leads to.
+    /// The link, other than an uplink, of the main table's route to it.
     pub behind: Option<u32>,
     /// The uplinks that it belongs to as a source.
     pub home: Option<Home>,
 }
 
-/// What both addresses are to this node, and what its links are.
+/// How both addresses relate to this node, and its links.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Places {
     /// The source.
     pub source: Place,
     /// The destination.
     pub destination: Place,
-    /// Links by which packets leave for a network: uplinks, and branch links of the VPC CNI.
+    /// Links that lead to a network: uplinks, and branch links of the VPC CNI.
     pub exits: BTreeSet<u32>,
-    /// Links that may lead to a network as well: some route knows a gateway there, and they are no bridge, no tunnel
-    /// and no pod's.
+    /// Other links that may lead to a network: some route has a gateway there, and they are not a bridge, a tunnel or a
+    /// pod's.
     pub cards: BTreeSet<u32>,
-    /// The subnets of links, for those that have any; not what is valid on a link alone.
+    /// The subnets of links that have any, except link-local ones.
     pub subnets: BTreeMap<u32, Vec<IpCidr>>,
-    /// Whether the VPC CNI is at work here.
+    /// Whether the VPC CNI is in use here.
     pub vpc_cni: bool,
 }
 
 impl Places {
-    /// What the topology says of a packet's two addresses. `links` are those that routes to either of them use,
-    /// `gateways` those behind which some route knows a gateway.
+    /// What the topology knows about a packet's two addresses. `links` are those of routes to either of them,
+    /// `gateways` those of routes with a gateway.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn of(
         topology: Topology,
         [source, destination]: [IpAddr; 2],
@@ -69,13 +70,13 @@ impl Places {
         let pods: BTreeSet<u32> = topology.pods()?.values().map(|site| site.link).collect();
         let links: BTreeSet<u32> = links.into_iter().collect();
         for &link in &links {
-            if topology.leads_out(link)? {
+            if places.exits.contains(&link) || topology.name(link)?.is_some_and(is_branch_link) {
                 places.exits.insert(link);
             } else if gateways.contains(&link) && topology.link(link)?.is_some_and(is_card) && !pods.contains(&link) {
                 places.cards.insert(link);
             }
         }
-        // A card with a gateway behind it leads to a network, and who is in its subnet is no local host.
+        // A card with a gateway behind it leads to a network, so the hosts in its subnet are not local.
         let is_local = |site: &Site| site.by_host_route || !places.cards.contains(&site.link);
         let sites = [places.source.site.filter(is_local), places.destination.site.filter(is_local)];
         [places.source.site, places.destination.site] = sites;
@@ -96,12 +97,7 @@ impl Places {
         Ok(places)
     }
 
-    /// The place of the sender of a packet from this address, and that of its receiver.
-    pub fn ends(&self, from_source: bool) -> (&Place, &Place) {
-        if from_source { (&self.source, &self.destination) } else { (&self.destination, &self.source) }
-    }
-
-    /// The narrowest subnet of a link that holds an address.
+    /// The narrowest subnet of a link that contains an address.
     pub fn subnet(&self, link: u32, address: IpAddr) -> Option<IpCidr> {
         let subnets = self.subnets.get(&link)?.iter().filter(|subnet| subnet.contains(&address));
         subnets.max_by_key(|subnet| subnet.network_length()).copied()
@@ -127,20 +123,12 @@ impl Place {
         !self.carriers.is_empty()
     }
 
-    /// The links that show where a source belongs: those that carry it, or those in whose subnet it lies.
+    /// The links that show where a source belongs: those that have it, or those in whose subnet it is.
     pub fn holders(&self) -> BTreeSet<u32> {
         match &self.home {
             Some(home) if self.is_own() => home.links.clone(),
             _ if self.is_own() => BTreeSet::new(),
             _ => self.neighbours.clone(),
         }
-    }
-}
-
-/// An address that is valid on one link alone.
-pub(super) fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }

@@ -4,15 +4,36 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use super::fib::{Ending, Fib, Kind, Packet, Step, What};
+use super::fib::{Fib, Flow, Packet, protocol_name};
 use super::leg::{Answer, is_refusal};
-use super::{Check, Explanation, Leg, Origin};
-use crate::net::one_line;
+use super::lookup::{Ending, LookupStep, What};
+use super::{Explanation, Leg, Origin, ReversePathCheck};
+use crate::model::{TABLE_LOCAL, one_line};
+use crate::observed::{Address, Link, Special};
+use crate::sorted;
+use crate::tape::Lists;
 
-/// Version of the JSON form. Additions raise the second number, everything else the first.
+/// Version of the JSON format. Additions raise the second number, everything else the first.
 const FORMAT_VERSION: &str = "1.1";
 
-/// One screen: the verdict, then each packet's way, rule by rule.
+/// A node's routing for people, as `ip` shows it: rules, routes (but for those of the table local), links and addresses.
+pub fn all(fib: &Fib) -> Lists {
+    let link = |link: &Link| {
+        let state = if link.up { "up" } else { "down" };
+        format!("{}: {} {state} mtu {}", link.dev.index, link.dev.name, link.mtu)
+    };
+    let address = |it: &Address| format!("{}/{} dev {}", it.local, it.length, fib.name(it.index));
+    let routes = fib.routes.iter().filter(|route| route.table != TABLE_LOCAL);
+    let lists = [
+        ("rules", fib.rules.iter().map(|rule| format!("{}: {rule}", rule.rule.priority)).collect()),
+        ("routes", routes.map(|route| fib.show(route)).collect()),
+        ("links", fib.links.iter().map(link).collect()),
+        ("addresses", fib.addresses.iter().map(address).collect()),
+    ];
+    sorted::map(lists.map(|(name, lines): (&str, Vec<String>)| (name.to_owned(), lines)))
+}
+
+/// One screen: the verdict, then the path of each packet, rule by rule.
 pub fn text(fib: &Fib, seen: &Explanation) -> String {
     let mut lines = Vec::new();
     match seen.problems.as_slice() {
@@ -24,29 +45,40 @@ pub fn text(fib: &Fib, seen: &Explanation) -> String {
     lines.push(format!("request, from {} to {}: {}", seen.source, seen.destination, origin(fib, seen)));
     leg(fib, &seen.request, &mut lines);
     for reply in &seen.replies {
-        let Packet { from, to, iif } = reply.packet;
+        let Packet { from, to, iif, .. } = reply.packet;
         lines.push(String::new());
         lines.push(match iif {
-            Some(iif) => format!("reply, from {from} to {to}, taken to come in by {}{}", fib.name(iif), at_home(seen)),
-            None => format!("reply, from {from} to {to}, which this node itself sends"),
+            Some(iif) => {
+                format!("reply, from {from} to {to}, assumed to come in by {}{}", fib.name(iif), at_home(seen))
+            }
+            None => format!("reply, from {from} to {to}, sent by this node itself"),
         });
         leg(fib, reply, &mut lines);
     }
     if seen.replies.is_empty() {
-        lines.extend([String::new(), "reply: not looked at, as nobody knows where it would come in".into()]);
+        lines.extend([String::new(), "reply: not traced, because its incoming interface is not known".into()]);
     }
-    lines.extend([String::new(), format!("Judged is {PACKET}.")]);
+    lines.extend([String::new(), format!("Assumed packet: {}.", packet(&seen.request.packet.flow))]);
     let lines: Vec<_> = lines.iter().map(|line| one_line(line)).collect();
     lines.join("\n") + "\n"
 }
 
-const PACKET: &str =
-    "a UDP packet without ports, of root, unmarked, with type of service 0, before any NAT and firewall";
+fn packet(flow: &Flow) -> String {
+    let ports = match flow.ports {
+        (0, 0) => "no ports".into(),
+        (0, to) => format!("to port {to}"),
+        (from, 0) => format!("from port {from}"),
+        (from, to) => format!("from port {from} to port {to}"),
+    };
+    let mark = if flow.mark == 0 { "no mark".into() } else { format!("mark {:#x}", flow.mark) };
+    let (protocol, user) = (protocol_name(flow.protocol), flow.user);
+    format!("{protocol}, {ports}, uid {user}, {mark}, TOS 0. NAT and firewall rules are not considered")
+}
 
 fn well(fib: &Fib, seen: &Explanation) -> String {
     match &seen.request.lookup.end {
         Ending::Route(routes) => match routes.first() {
-            Some(route) if route.kind == Kind::Local => {
+            Some(route) if route.special() == Some(Special::Local) => {
                 format!("{} is this node itself, and its answer gets back", seen.destination)
             }
             Some(route) => format!("the packet takes {}, and its reply is accepted", fib.show(route)),
@@ -72,42 +104,42 @@ fn leg(fib: &Fib, leg: &Leg, lines: &mut Vec<String>) {
     let steps = &leg.lookup.steps;
     let mut at = 0;
     while let Some(step) = steps.get(at) {
-        // Of a hundred pods there are a hundred rules alike: one line.
-        let alike = |other: &&Step| {
-            other.rule.priority == step.rule.priority
+        // A hundred pods have a hundred similar rules: they are shown as one line.
+        let alike = |other: &&LookupStep| {
+            other.rule.rule.priority == step.rule.rule.priority
                 && matches!((&other.what, &step.what), (What::Passed(_), What::Passed(_)))
         };
         let run = steps.iter().skip(at).take_while(alike).count().max(1);
         at += run;
-        let rule = format!("{:>7}  {:<42}", step.rule.priority, step.rule.to_string());
+        let rule = format!("{:>7}  {:<42}", step.rule.rule.priority, step.rule.to_string());
         lines.push(match &step.what {
             What::Passed(_) if run > 1 => format!("{rule} passed, like {} more of this priority", run - 1),
             What::Passed(why) => format!("{rule} passed: {why}"),
             What::FellThrough(why) => format!("{rule} falls through: {why}"),
-            What::Jumped => format!("{rule} goes on there"),
+            What::Jumped => format!("{rule} continues there"),
             What::Taken => format!("{rule} TAKEN"),
-            What::Unknown(why) => format!("{rule} not judged: {why}"),
+            What::Unknown(why) => format!("{rule} unknown: {why}"),
         });
     }
     let result = match &leg.lookup.end {
         Ending::Route(routes) => {
             let shown: Vec<_> = routes.iter().map(|route| fib.show(route)).collect();
-            shown.join("\n") // made one line, should there be several
+            shown.join("\n") // shown on one line, even if there are several
         }
         Ending::Refused(by) => format!("dropped by {by}"),
-        Ending::NoRoute => "none: no rule led to a route".into(),
-        Ending::Unknown(why) => format!("not judged: {why}"),
+        Ending::NoRoute => "none: no rule gave a route".into(),
+        Ending::Unknown(why) => format!("unknown: {why}"),
     };
     for (number, result) in result.lines().enumerate() {
         lines.push(format!("  {} {result}", if number == 0 { "route:    " } else { "or:       " }));
     }
-    if let Some(Check { iif, rp_filter: (link, all), passes, why, .. }) = &leg.check {
+    if let Some(ReversePathCheck { iif, rp_filter: (link, all), passes, why, .. }) = &leg.check {
         let verdict = match passes {
             Some(true) => "passes",
             Some(false) => "DROPPED",
-            None => "not judged",
+            None => "unknown",
         };
-        let filter = leg.check.as_ref().map(Check::effective).unwrap_or_default();
+        let filter = leg.check.as_ref().map(ReversePathCheck::effective).unwrap_or_default();
         let name = fib.name(*iif);
         lines.push(format!("  rp_filter: {verdict} at {name}: max(all {all}, {name} {link}) = {filter}; {why}"));
     }
@@ -120,7 +152,7 @@ fn leg(fib: &Fib, leg: &Leg, lines: &mut Vec<String>) {
         (Some(_), Some(how)) => drop(write!(kernel, "DISAGREES: {how}")),
         (Some(answer), None) if leg.is_unknown() => kernel += &answered(fib, answer),
         (Some(Ok(route)), None) if is_refusal(route) => kernel += "drops it, too",
-        (Some(Ok(_)), None) => kernel += "says the same",
+        (Some(Ok(_)), None) => kernel += "agrees",
         (Some(Err(_)), None) => kernel += "drops it, too",
     }
     lines.push(format!("  kernel:    {kernel}"));
@@ -134,7 +166,7 @@ fn answered(fib: &Fib, answer: &Answer) -> String {
 }
 
 #[derive(Serialize)]
-struct Json<'a> {
+struct ExplanationJson<'a> {
     format_version: &'static str,
     source: String,
     destination: String,
@@ -143,7 +175,7 @@ struct Json<'a> {
     notes: &'a [String],
     origin: &'static str,
     because: &'a str,
-    packet: &'static str,
+    packet: String,
     request: JsonLeg,
     replies: Vec<JsonLeg>,
 }
@@ -193,7 +225,7 @@ struct JsonCheck {
     all: i32,
     interface: i32,
     effective: i32,
-    /// `None`: not judged.
+    /// `None`: unknown.
     passes: Option<bool>,
     why: String,
 }
@@ -208,9 +240,9 @@ struct JsonKernel {
 ///
 /// # Errors
 ///
-/// None that is known of: every value in it has a JSON form.
+/// None in practice: every value has a JSON form.
 pub fn json(fib: &Fib, seen: &Explanation) -> serde_json::Result<String> {
-    let json = Json {
+    let json = ExplanationJson {
         format_version: FORMAT_VERSION,
         source: seen.source.to_string(),
         destination: seen.destination.to_string(),
@@ -223,7 +255,7 @@ pub fn json(fib: &Fib, seen: &Explanation) -> serde_json::Result<String> {
             Origin::Other(_) | Origin::Nowhere => "other",
         },
         because: &seen.because,
-        packet: PACKET,
+        packet: packet(&seen.request.packet.flow),
         request: json_leg(fib, &seen.request),
         replies: seen.replies.iter().map(|reply| json_leg(fib, reply)).collect(),
     };
@@ -245,7 +277,7 @@ fn json_leg(fib: &Fib, leg: &Leg) -> JsonLeg {
         nexthop: route.nexthop,
         route: fib.show(route),
         hops: route
-            .hops
+            .all_hops()
             .iter()
             .map(|hop| JsonHop {
                 via: hop.via.map(|via| via.to_string()),
@@ -278,7 +310,7 @@ fn json_leg(fib: &Fib, leg: &Leg) -> JsonLeg {
     }
 }
 
-fn json_rule(step: &Step) -> JsonRule {
+fn json_rule(step: &LookupStep) -> JsonRule {
     let (result, why) = match &step.what {
         What::Passed(why) => ("passed", Some(why.clone())),
         What::FellThrough(why) => ("fell_through", Some(why.clone())),
@@ -286,5 +318,5 @@ fn json_rule(step: &Step) -> JsonRule {
         What::Taken => ("taken", None),
         What::Unknown(why) => ("unknown", Some(why.clone())),
     };
-    JsonRule { priority: step.rule.priority, rule: step.rule.to_string(), result, why }
+    JsonRule { priority: step.rule.rule.priority, rule: step.rule.to_string(), result, why }
 }

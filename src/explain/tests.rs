@@ -3,11 +3,14 @@
 use cidr::IpCidr;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::fib::*;
+use super::lookup::*;
 use super::places::Place;
 use super::*;
-use crate::net::{IfName, TABLE_MAIN};
+use crate::model::{Dev, Family, IfName, RouteOptions, Rule, Selector, TABLE_MAIN};
+use crate::observed::{Address, Hop, Link, RuleAction, RuleExtras, SeenRoute, SeenRule, Special, Target};
 use crate::topology::homes::{self, Evidence};
 use crate::topology::pods::Site;
 
@@ -24,40 +27,83 @@ fn prefix(text: &str) -> IpCidr {
     text.parse().unwrap()
 }
 
-fn route(table: u32, to: &str, via: Option<&str>, oif: u32) -> FibRoute {
-    let hops = vec![FibHop { via: via.map(ip), oif: Some(oif), dead: false, linkdown: false }];
-    let to = if to == "default" { prefix("0.0.0.0/0") } else { prefix(to) };
-    FibRoute { table, to, from: None, kind: Kind::Unicast, hops, metric: 0, tos: 0, protocol: 3, nexthop: None }
+fn route(table: u32, to: &str, via: Option<&str>, oif: u32) -> SeenRoute {
+    SeenRoute {
+        table,
+        to: if to == "default" { prefix("0.0.0.0/0") } else { prefix(to) },
+        target: Target::Hop(Hop::new(via.map(ip), Some(oif))),
+        scope: None,
+        metric: 0,
+        tos: 0,
+        from: None,
+        nexthop: None,
+        options: RouteOptions::default(),
+        odd: false,
+        protocol: 3,
+    }
 }
 
-fn rule(priority: u32, from: Option<&str>, action: Action) -> FibRule {
-    FibRule { from: from.map(prefix), ..FibRule::new(priority, action) }
+fn special(special: Special, route: SeenRoute) -> SeenRoute {
+    SeenRoute { target: Target::Special(special, route.all_hops().to_vec()), ..route }
 }
 
-fn address(index: u32, local: &str, length: u8) -> FibAddress {
+fn rule(priority: u32, from: Option<&str>, action: RuleAction) -> SeenRule {
+    let selector = Selector { from: from.map(prefix), to: None, fwmark: None, iif: None, oif: None };
+    let rule = |table| Rule { family: Family::V4, priority, selector, table, protocol: 0 };
+    match action {
+        RuleAction::Lookup(table) => rule(table).into(),
+        action => SeenRule { rule: rule(0), extras: Some(Box::new(RuleExtras::new(action))) },
+    }
+}
+
+/// The rule with what node-fixer has no words for.
+fn with_extras(rule: SeenRule, change: impl FnOnce(&mut RuleExtras)) -> SeenRule {
+    let mut extras = rule.extras().into_owned();
+    change(&mut extras);
+    SeenRule { rule: rule.rule, extras: Some(Box::new(extras)) }
+}
+
+fn address(index: u32, local: &str, length: u8) -> Address {
     let local = ip(local);
-    FibAddress { index, local, subnet: cidr::IpInet::new(local, length).unwrap().network() }
+    Address {
+        index,
+        local,
+        length,
+        has_peer: false,
+        secondary: false,
+        duplicate: false,
+        protocol: None,
+        created: Duration::ZERO,
+        subnet: cidr::IpInet::new(local, length).unwrap().network(),
+        global: true,
+        lasting: true,
+    }
 }
 
 /// Two uplinks and a pod that has table 2, behind the second.
 fn node() -> Fib {
-    let local = |to: &str, oif| FibRoute { kind: Kind::Local, ..route(255, to, None, oif) };
-    let link = |index, name: &str, vrf_table| FibLink {
-        index,
-        name: IfName::new(name.as_bytes()).unwrap(),
-        group: 0,
+    let local = |to: &str, oif| special(Special::Local, route(255, to, None, oif));
+    let link = |index, name: &str, vrf_table| Link {
+        dev: Dev { index, name: IfName::new(name.as_bytes()).unwrap() },
+        up: true,
+        carrier: true,
+        mtu: 1500,
         master: None,
+        vrf: None,
         vrf_table,
-        conf: Conf { rp_filter: 2, forwarding: true, accept_local: false, force_forwarding: false },
+        group: 0,
+        hardware: Vec::new(),
+        kind: Box::default(),
     };
+    let conf = Conf { rp_filter: 2, forwarding: true, accept_local: false, force_forwarding: false, ..Conf::default() };
     let links = [(1, "lo"), (ETH0, "eth0"), (ETH1, "eth1"), (POD, "pod0")];
-    let mut links: Vec<FibLink> = links.into_iter().map(|(index, name)| link(index, name, None)).collect();
+    let mut links: Vec<Link> = links.into_iter().map(|(index, name)| link(index, name, None)).collect();
     links.push(link(VRF, "red", Some(7)));
     let mut fib = Fib {
         rules: vec![
-            rule(0, None, Action::Lookup(255)),
-            rule(1536, Some("10.0.1.100/32"), Action::Lookup(2)),
-            rule(32766, None, Action::Lookup(254)),
+            rule(0, None, RuleAction::Lookup(255)),
+            rule(1536, Some("10.0.1.100/32"), RuleAction::Lookup(2)),
+            rule(32766, None, RuleAction::Lookup(254)),
         ],
         routes: vec![
             route(254, "default", Some("10.0.0.1"), ETH0),
@@ -66,25 +112,22 @@ fn node() -> Fib {
             route(254, "10.0.1.0/24", None, ETH1),
             local("10.0.1.10/32", ETH1),
         ],
+        confs: links.iter().map(|link| (link.dev.index, conf)).collect(),
         links,
         addresses: vec![address(ETH0, "10.0.0.10", 24), address(ETH1, "10.0.1.10", 24)],
         ..Fib::default()
     };
     for route in &fib.routes {
-        let oif = route.hops[0].oif.unwrap();
         fib.tables.push(route.table);
-        if route.table == 2 {
-            fib.devices.push((route.table, oif));
-        }
-        if route.hops[0].via.is_some() {
-            fib.gateways.push(oif);
+        if route.via().is_some() {
+            fib.gateways.extend(route.oif());
         }
     }
     fib
 }
 
-fn link_mut(fib: &mut Fib, index: u32) -> &mut FibLink {
-    fib.links.iter_mut().find(|link| link.index == index).unwrap()
+fn link_mut(fib: &mut Fib, index: u32) -> &mut Link {
+    fib.links.iter_mut().find(|link| link.dev.index == index).unwrap()
 }
 
 /// What the topology says of that node.
@@ -96,7 +139,7 @@ fn places() -> Places {
 }
 
 fn pod_to_server(fib: &Fib) -> Explanation {
-    explain(fib, &places(), ip("10.0.1.100"), ip("192.0.2.1"))
+    explain(fib, &places(), [ip("10.0.1.100"), ip("192.0.2.1")], Flow::default(), None)
 }
 
 #[test]
@@ -105,7 +148,7 @@ fn the_reverse_path_check_is_the_kernels() {
     let lost = |fib: &mut Fib| fib.routes.retain(|route| route.table != 2);
     let no_way = |fib: &mut Fib| fib.routes.retain(|route| route.to.network_length() != 0);
     let own = |fib: &mut Fib| {
-        fib.routes.push(FibRoute { kind: Kind::Local, ..route(255, "192.0.2.1/32", None, ETH0) });
+        fib.routes.push(special(Special::Local, route(255, "192.0.2.1/32", None, ETH0)));
     };
     let nothing = |_: &mut Fib| {};
     type Break = fn(&mut Fib);
@@ -126,9 +169,9 @@ fn the_reverse_path_check_is_the_kernels() {
         let mut fib = node();
         break_it(&mut fib);
         fib.all.rp_filter = of_all;
-        link_mut(&mut fib, ETH1).conf.rp_filter = of_link;
+        fib.confs.get_mut(&ETH1).unwrap().rp_filter = of_link;
         fib.addresses.retain(|address| has_address || address.index != ETH1);
-        let packet = Packet { from: ip("192.0.2.1"), to: ip("10.0.1.100"), iif: Some(ETH1) };
+        let packet = Packet { from: ip("192.0.2.1"), to: ip("10.0.1.100"), iif: Some(ETH1), flow: Flow::default() };
         let way = route(254, "10.0.1.100/32", None, POD);
         let check = fib.check(&packet, ETH1, &way);
         assert_eq!(check.passes, Some(passes), "{what}: {}", check.why);
@@ -137,46 +180,48 @@ fn the_reverse_path_check_is_the_kernels() {
 
 #[test]
 fn rules_select_jump_and_suppress() {
-    let suppress = |length| FibRule { suppress_length: Some(length), ..rule(100, None, Action::Lookup(254)) };
-    let not = |from| FibRule { not: true, ..rule(100, Some(from), Action::Blackhole) };
-    let with = |change: fn(&mut FibRule)| {
-        let mut rule = rule(100, None, Action::Prohibit);
-        change(&mut rule);
+    let main = |change: fn(&mut RuleExtras)| with_extras(rule(100, None, RuleAction::Lookup(254)), change);
+    let not = |from| with_extras(rule(100, Some(from), RuleAction::Blackhole), |extras| extras.not = true);
+    let with = |change: fn(&mut RuleExtras)| with_extras(rule(100, None, RuleAction::Prohibit), change);
+    let of = |change: fn(&mut Selector)| {
+        let mut rule = rule(100, None, RuleAction::Prohibit);
+        change(&mut rule.rule.selector);
         rule
     };
     let refused = "dropped";
     for (what, rule, taken) in [
-        ("another source", rule(100, Some("10.0.9.0/24"), Action::Blackhole), "1536"),
+        ("another source", rule(100, Some("10.0.9.0/24"), RuleAction::Blackhole), "1536"),
         ("not another source", not("10.0.9.0/24"), refused),
         ("not this source", not("10.0.1.0/24"), "1536"),
-        ("goto main", rule(100, None, Action::Goto(32766)), "32766"),
-        ("goto nowhere", rule(100, None, Action::Goto(4711)), "1536"),
-        ("nop", rule(100, None, Action::Nop), "1536"),
-        ("the default is suppressed", suppress(0), "1536"),
-        ("nothing so short", FibRule { suppress_length: None, ..suppress(0) }, "100"),
-        ("group", FibRule { suppress_length: None, suppress_group: Some(0), ..suppress(0) }, "1536"),
-        ("other group", FibRule { suppress_length: None, suppress_group: Some(3), ..suppress(0) }, "100"),
-        ("mark", with(|rule| rule.mark = Some((0x80, 0x80))), "1536"),
-        ("no mark", with(|rule| rule.mark = Some((0, 0x80))), refused),
-        ("iif", with(|rule| rule.iif = IfName::new(b"pod0")), refused),
-        ("another iif", with(|rule| rule.iif = IfName::new(b"eth0")), "1536"),
-        ("oif", with(|rule| rule.oif = IfName::new(b"eth0")), "1536"),
-        ("root", with(|rule| rule.users = Some((0, 0))), refused),
-        ("others", with(|rule| rule.users = Some((1, 9))), "1536"),
-        ("UDP", with(|rule| rule.protocol = Some(17)), refused),
-        ("TCP", with(|rule| rule.protocol = Some(6)), "1536"),
-        ("port", with(|rule| rule.ports = Some((53, 53))), "1536"),
-        ("dscp", with(|rule| rule.dscp = Some((8, 0x3f))), "1536"),
-        ("dscp 0", with(|rule| rule.dscp = Some((0, 0x3f))), refused),
-        ("tunnel", with(|rule| rule.tunnel = Some(1)), "1536"),
-        ("no VRF", with(|rule| rule.l3mdev = true), "1536"),
+        ("goto main", rule(100, None, RuleAction::Goto(32766)), "32766"),
+        ("goto nowhere", rule(100, None, RuleAction::Goto(4711)), "1536"),
+        ("nop", rule(100, None, RuleAction::Nop), "1536"),
+        ("the default is suppressed", main(|extras| extras.suppress_length = Some(0)), "1536"),
+        ("nothing so short", main(|_| {}), "100"),
+        ("group", main(|extras| extras.suppress_group = Some(0)), "1536"),
+        ("other group", main(|extras| extras.suppress_group = Some(3)), "100"),
+        ("mark", of(|selector| selector.fwmark = Some((0x80, 0x80))), "1536"),
+        ("no mark", of(|selector| selector.fwmark = Some((0, 0x80))), refused),
+        ("iif", of(|selector| selector.iif = IfName::new(b"pod0")), refused),
+        ("another iif", of(|selector| selector.iif = IfName::new(b"eth0")), "1536"),
+        ("oif", of(|selector| selector.oif = IfName::new(b"eth0")), "1536"),
+        ("root", with(|extras| extras.users = Some((0, 0))), refused),
+        ("others", with(|extras| extras.users = Some((1, 9))), "1536"),
+        ("UDP", with(|extras| extras.ip_protocol = Some(17)), refused),
+        ("TCP", with(|extras| extras.ip_protocol = Some(6)), "1536"),
+        ("port", with(|extras| extras.ports = Some((53, 53))), "1536"),
+        ("dscp", with(|extras| extras.dscp = Some((8, 0x3f))), "1536"),
+        ("dscp 0", with(|extras| extras.dscp = Some((0, 0x3f))), refused),
+        ("tunnel", with(|extras| extras.tunnel = Some(1)), "1536"),
+        ("no VRF", with(|extras| extras.l3mdev = true), "1536"),
     ] {
         let mut fib = node();
         fib.rules.insert(1, rule);
         let lookup = pod_to_server(&fib).request.lookup;
         let last = lookup.steps.last().unwrap();
         assert_eq!(last.what, What::Taken, "{what}: {lookup:?}");
-        let by = if matches!(lookup.end, Ending::Refused(_)) { refused.into() } else { last.rule.priority.to_string() };
+        let by =
+            if matches!(lookup.end, Ending::Refused(_)) { refused.into() } else { last.rule.rule.priority.to_string() };
         assert_eq!(by, taken, "{what}");
     }
 }
@@ -184,8 +229,8 @@ fn rules_select_jump_and_suppress() {
 #[test]
 fn a_vrf_looks_into_its_own_table() {
     let mut fib = node();
-    fib.rules.insert(1, FibRule { l3mdev: true, ..rule(1000, None, Action::Lookup(0)) });
-    link_mut(&mut fib, POD).master = Some(VRF);
+    fib.rules.insert(1, with_extras(rule(1000, None, RuleAction::Lookup(0)), |extras| extras.l3mdev = true));
+    link_mut(&mut fib, POD).vrf = Some(VRF);
     fib.routes.push(route(7, "default", Some("10.0.0.9"), ETH0));
     let Ending::Route(routes) = pod_to_server(&fib).request.lookup.end else { panic!("no route") };
     assert_eq!(routes[0].table, 7);
@@ -194,83 +239,90 @@ fn a_vrf_looks_into_its_own_table() {
 #[test]
 fn the_longest_prefix_wins_then_the_smallest_metric_and_what_is_dead_is_passed_over() {
     let mut fib = node();
-    let metric = |metric, route| FibRoute { metric, ..route };
+    let metric = |metric, route| SeenRoute { metric, ..route };
     fib.routes.push(metric(5, route(2, "192.0.2.0/24", Some("10.0.1.5"), ETH1)));
     fib.routes.push(metric(4, route(2, "192.0.2.0/24", Some("10.0.1.4"), ETH1)));
-    fib.routes.push(FibRoute { tos: 16, ..route(2, "192.0.2.1/32", Some("10.0.1.6"), ETH1) });
+    fib.routes.push(SeenRoute { tos: 16, ..route(2, "192.0.2.1/32", Some("10.0.1.6"), ETH1) });
     let via = |fib: &Fib| match pod_to_server(fib).request.lookup.end {
-        Ending::Route(routes) => routes[0].hops[0].via.unwrap().to_string(),
+        Ending::Route(routes) => routes[0].via().unwrap().to_string(),
         other => format!("{other:?}"),
     };
+    let kill = |route: &mut SeenRoute| {
+        route.target = Target::Hop(Hop { dead: true, ..Hop::new(route.via(), route.oif()) });
+    };
     assert_eq!(via(&fib), "10.0.1.4");
-    fib.routes[6].hops[0].dead = true;
+    kill(&mut fib.routes[6]);
     assert_eq!(via(&fib), "10.0.1.5");
-    fib.routes[5].hops[0].dead = true;
+    kill(&mut fib.routes[5]);
     assert_eq!(via(&fib), "10.0.1.1", "back to the shorter prefix");
-    fib.routes.push(FibRoute { kind: Kind::Throw, hops: Vec::new(), ..route(2, "192.0.2.0/25", None, ETH1) });
+    fib.routes.push(SeenRoute {
+        target: Target::Special(Special::Throw, Vec::new()),
+        ..route(2, "192.0.2.0/25", None, ETH1)
+    });
     assert_eq!(via(&fib), "10.0.0.1", "on to the next rule");
 }
 
 #[test]
 fn what_cannot_be_judged_is_not_guessed() {
     let mut fib = node();
-    fib.rules.insert(1, FibRule { unknown: vec![99], ..rule(9, None, Action::Lookup(2)) });
+    fib.rules.insert(1, with_extras(rule(9, None, RuleAction::Lookup(2)), |extras| extras.unknown = vec![99]));
     let seen = pod_to_server(&fib);
-    assert!(seen.problems[0].starts_with("not judged: the packet from 10.0.1.100 to 192.0.2.1"), "{:?}", seen.problems);
+    assert!(seen.problems[0].starts_with("unknown: the packet from 10.0.1.100 to 192.0.2.1"), "{:?}", seen.problems);
     assert!(!seen.works());
     let text = show::text(&fib, &seen);
-    assert!(text.contains("not judged: the rule has an attribute that is not known here (number 99)"), "{text}");
+    assert!(text.contains("unknown: the rule has an unknown attribute (number 99)"), "{text}");
 
     // The way back, too: what goes to the pod does not get as far as that rule.
     let mut fib = node();
-    let to_pod = FibRule { to: Some(prefix("10.0.1.100/32")), ..rule(8, None, Action::Lookup(254)) };
+    let mut to_pod = rule(8, None, RuleAction::Lookup(254));
+    to_pod.rule.selector.to = Some(prefix("10.0.1.100/32"));
     fib.rules.insert(1, to_pod);
-    fib.rules.insert(2, FibRule { unknown: vec![99], ..rule(9, None, Action::Lookup(2)) });
-    let reply = fib.leg(Packet { from: ip("192.0.2.1"), to: ip("10.0.1.100"), iif: Some(ETH1) });
+    fib.rules.insert(2, with_extras(rule(9, None, RuleAction::Lookup(2)), |extras| extras.unknown = vec![99]));
+    let reply = fib.leg(Packet { from: ip("192.0.2.1"), to: ip("10.0.1.100"), iif: Some(ETH1), flow: Flow::default() });
     assert_eq!(reply.check.as_ref().unwrap().passes, None);
     let trouble = fib.trouble(&reply, "");
-    assert!(
-        trouble[0].starts_with("not judged: whether rp_filter of eth1 lets the packet from 192.0.2.1"),
-        "{trouble:?}"
-    );
+    assert!(trouble[0].starts_with("unknown whether rp_filter of eth1 lets the packet from 192.0.2.1"), "{trouble:?}");
     let mut seen = pod_to_server(&fib);
     seen.request = reply;
     let text = show::text(&fib, &seen);
-    assert!(text.contains("rp_filter: not judged at eth1: max(all 0, eth1 2) = 2, loose; the rule has"), "{text}");
+    assert!(text.contains("rp_filter: unknown at eth1: max(all 0, eth1 2) = 2, loose; the rule has"), "{text}");
     assert_eq!(seen.request.compare(&fib, &Err("Invalid argument".into())), None);
 
     let mut fib = node();
-    fib.routes[1] = FibRoute { hops: Vec::new(), nexthop: Some(5), ..fib.routes[1].clone() };
-    assert!(pod_to_server(&fib).problems[0].contains("does not show where nexthop objects lead"), "hidden nexthop");
+    fib.routes[1] = SeenRoute { target: Target::Hops(Vec::new()), nexthop: Some(5), ..fib.routes[1].clone() };
+    assert!(
+        pod_to_server(&fib).problems[0].contains("does not show the next hops of nexthop objects"),
+        "hidden nexthop"
+    );
 }
 
 #[test]
 fn a_disagreement_with_the_kernel_is_said() {
     let fib = node();
     let right = [route(2, "default", Some("10.0.1.1"), ETH1), route(254, "10.0.1.100/32", None, POD)];
-    let told = |answers: [Answer; 2]| {
+    let shown = |answers: [Answer; 2]| {
         let mut seen = pod_to_server(&fib);
         seen.take(&fib, answers.into());
         (seen.works(), show::text(&fib, &seen))
     };
-    let (works, text) = told(right.clone().map(Ok));
-    assert!(works && text.matches("kernel:    says the same").count() == 2, "{text}");
+    let (works, text) = shown(right.clone().map(Ok));
+    assert!(works && text.matches("kernel:    agrees").count() == 2, "{text}");
     for (wrong, said) in [
         (Ok(route(254, "default", Some("10.0.0.1"), ETH0)), "it takes default via 10.0.0.1 dev eth0 table main"),
         (Ok(route(2, "default", Some("10.0.1.2"), ETH1)), "it takes default via 10.0.1.2"),
-        (Ok(FibRoute { kind: Kind::Blackhole, ..right[0].clone() }), "it takes blackhole default"),
+        (Ok(special(Special::Blackhole, right[0].clone())), "it takes blackhole default"),
         (Err("Network is unreachable".into()), "it refuses (Network is unreachable)"),
     ] {
-        let (works, text) = told([wrong, Ok(right[1].clone())]);
+        let (works, text) = shown([wrong, Ok(right[1].clone())]);
         assert!(!works && text.contains(&format!("kernel:    DISAGREES: {said}")), "{text}");
-        assert!(text.starts_with("breaks: the kernel gives another answer for the packet from 10.0.1.100"), "{text}");
+        assert!(text.starts_with("breaks: the kernel's answer differs for the packet from 10.0.1.100"), "{text}");
     }
 }
 
 #[test]
 fn names_from_the_kernel_do_no_harm() {
     let mut fib = node();
-    link_mut(&mut fib, ETH1).name = IfName::new(b"\x1b[31m").unwrap();
+    link_mut(&mut fib, ETH1).dev.name = IfName::new(b"\x1b[31m").unwrap();
     let text = show::text(&fib, &pod_to_server(&fib));
     assert!(!text.contains('\x1b'), "{text:?}");
     assert!(show::json(&fib, &pod_to_server(&fib)).is_ok());

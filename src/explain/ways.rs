@@ -1,33 +1,34 @@
-//! By which ways a packet leaves the node, and whether its sender belongs there.
+//! The ways by which a packet leaves the node, and whether its sender belongs there.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::Home;
-use super::fib::{Ending, Packet};
-use super::judge::{Judge, Told, named};
+use super::SourceLinks;
+use super::fib::Packet;
+use super::judge::{Judge, Verdicts, named};
 use super::leg::{Leg, distinct};
-use super::places::{Place, is_link_local};
-use crate::net::TABLE_MAIN;
+use super::lookup::Ending;
+use super::places::Place;
+use crate::model::{TABLE_MAIN, is_link_local};
 
 impl Judge<'_> {
-    /// The interfaces by which a packet may leave that are not these, and how that begins a sentence.
+    /// The beginning of a sentence about the interfaces by which a packet leaves and should not.
     fn leaves_by(&self, outs: &[u32], wrong: &[u32]) -> String {
         let verb = if wrong.len() < outs.len() { "may leave" } else { "leaves" };
         format!("the packet {verb} by {}", self.fib.names(wrong))
     }
 
-    /// Says where a packet leaves the node by interfaces to which its sender does not belong.
-    pub(super) fn way_out(&self, leg: &Leg, home: Option<&Home>, told: &mut Told) {
+    /// Reports that a packet leaves the node by interfaces to which its sender does not belong.
+    pub(super) fn way_out(&self, leg: &Leg, home: Option<&SourceLinks>, verdicts: &mut Verdicts) {
         let Packet { from, to, .. } = leg.packet;
         let (place, receiver) = (self.place(from), self.place(to));
         let outs = distinct(leg.outs());
         let (exits, cards) = (&self.places.exits, &self.places.cards);
-        // What goes to a neighbour by another link gets nowhere, whatever a network there says to its source.
-        let lost = self.neighbour_passed_by(leg, receiver, &outs, told);
+        // A packet to a neighbour that leaves by another link is lost, whatever a network there does with its source.
+        let lost = self.neighbour_passed_by(leg, receiver, &outs, verdicts);
         let networks: Vec<u32> =
             outs.iter().copied().filter(|out| exits.contains(out) || !lost && cards.contains(out)).collect();
-        self.link_local_source(leg, &outs, told);
+        self.link_local_source(leg, &outs, verdicts);
         let holders = place.holders();
         let not_of = |right: &BTreeSet<u32>| -> Vec<u32> {
             networks.iter().copied().filter(|out| !right.contains(out)).collect()
@@ -35,14 +36,14 @@ impl Judge<'_> {
         let Some(home) = home else {
             let lost: Vec<u32> = outs.iter().copied().filter(|out| exits.contains(out)).collect();
             if self.fell_for_want_of_a_table(leg) && !lost.is_empty() {
-                told.problem(format!(
-                    "{}{}, but {from} belongs to another uplink, and nothing on this node says which one",
+                verdicts.problem(format!(
+                    "{}{}, but {from} belongs to another uplink, and nothing on this node shows which one",
                     self.fallen(leg),
                     self.leaves_by(&outs, &lost)
                 ));
                 return;
             }
-            return self.subnet_elsewhere(from, place, &outs, &not_of(&holders), told);
+            return self.subnet_elsewhere(from, place, &outs, &not_of(&holders), verdicts);
         };
         let wrong = not_of(&home.links.iter().copied().collect());
         let of_exits: Vec<u32> = wrong.iter().copied().filter(|out| exits.contains(out)).collect();
@@ -53,9 +54,9 @@ impl Judge<'_> {
                 true => format!("is an address of {links}"),
                 false => format!("belongs to {links} ({})", home.because),
             };
-            told.problem(format!(
+            verdicts.problem(format!(
                 "{}{}, but {from} {belongs}; a network that checks sources, as clouds do, drops it there, unless its \
-                 source is translated (NAT is not looked at)",
+                 source is translated (NAT is not considered)",
                 self.fallen(leg),
                 self.leaves_by(&outs, &of_exits),
             ));
@@ -64,22 +65,22 @@ impl Judge<'_> {
         if !home.others.is_empty() {
             let (links, others) = (self.fib.names(&home.links), self.fib.names(&home.others));
             let of_cni = format!("; if it is a pod of {others}, its rule is gone (the CNI's has priority 1536)");
-            told.note(format!(
-                "{from} lies in a subnet of {others}, too, and no rule says where it belongs: taken is {links}, by which \
-                 it leaves{}",
+            verdicts.note(format!(
+                "{from} is also in a subnet of {others}, and no rule shows where it belongs; assumed: {links}, by \
+                 which it leaves{}",
                 if self.places.vpc_cni { &of_cni } else { "" }
             ));
         }
-        // A table may lead by an uplink to whose subnets its source does not belong.
+        // A table may use an uplink to whose subnets its source does not belong.
         let site = place.site.map(|site| site.link);
         let of_others = holders.iter().any(|link| Some(*link) != site);
         if !home.proven || place.is_own() || of_others {
-            self.subnet_elsewhere(from, place, &outs, &not_of(&holders), told);
+            self.subnet_elsewhere(from, place, &outs, &not_of(&holders), verdicts);
         }
     }
 
-    /// Whether a pod leaves by uplinks in whose subnet it lies, and its table leads to others whose subnets are known and
-    /// do not hold it: then it is the table that is wrong.
+    /// Whether a pod leaves by uplinks in whose subnet it is, while its table uses others whose subnets are known and
+    /// do not contain it: then the table is wrong.
     pub(super) fn subnet_contradicts(&self, place: &Place, home: &[u32], outs: &[u32]) -> bool {
         let holders = place.holders();
         let ways: Vec<u32> = outs.iter().copied().filter(|out| self.places.exits.contains(out)).collect();
@@ -89,10 +90,10 @@ impl Judge<'_> {
             && home.iter().all(|link| self.places.subnets.contains_key(link) && !holders.contains(link))
     }
 
-    /// Notes that a packet leaves by others than the interfaces in whose subnet its source lies.
-    fn subnet_elsewhere(&self, from: IpAddr, place: &Place, outs: &[u32], wrong: &[u32], told: &mut Told) {
+    /// Notes that a packet leaves by other interfaces than those in whose subnet its source is.
+    fn subnet_elsewhere(&self, from: IpAddr, place: &Place, outs: &[u32], wrong: &[u32], verdicts: &mut Verdicts) {
         let holders: Vec<u32> = place.holders().into_iter().collect();
-        // Which subnet an uplink with nothing but /32 and /128 addresses lies in, nothing on the node says.
+        // The subnet of an uplink with only /32 and /128 addresses is not known.
         let is_local = place.site.is_some_and(|site| holders.contains(&site.link));
         let known = |link: &u32| place.is_own() || is_local || self.places.subnets.contains_key(link);
         let wrong: Vec<u32> = wrong.iter().copied().filter(known).collect();
@@ -101,11 +102,11 @@ impl Judge<'_> {
         }
         let is = match place.is_own() && !holders.iter().any(|link| self.places.subnet(*link, from).is_some()) {
             true => "is an address of",
-            false => "lies in a subnet of",
+            false => "is in a subnet of",
         };
-        told.note(format!(
-            "{}, but {from} {is} {}: a network that checks sources drops it, unless its source is translated (NAT is not \
-             looked at)",
+        verdicts.note(format!(
+            "{}, but {from} {is} {}: a network that checks sources drops it, unless its source is translated (NAT is \
+             not considered)",
             self.leaves_by(outs, &wrong),
             self.fib.names(&holders)
         ));
@@ -116,21 +117,22 @@ impl Judge<'_> {
         links.iter().any(|link| self.places.exits.contains(link))
     }
 
-    /// Notes that the destination is a neighbour on one link, or behind another, and a rule leads elsewhere before that.
-    fn neighbour_passed_by(&self, leg: &Leg, receiver: &Place, outs: &[u32], told: &mut Told) -> bool {
+    /// Notes that the destination is a neighbour on one link, or behind another, but an earlier rule sends the packet
+    /// elsewhere.
+    fn neighbour_passed_by(&self, leg: &Leg, receiver: &Place, outs: &[u32], verdicts: &mut Verdicts) -> bool {
         let Packet { to, .. } = leg.packet;
         let (Ending::Route(routes), Some(step)) = (&leg.lookup.end, leg.lookup.steps.last()) else { return false };
         let rule = named(&step.rule);
         if let Some(link) = receiver.behind.filter(|link| receiver.site.is_none() && !outs.contains(link)) {
             let route = self.route_to(to, link, TABLE_MAIN).map(|route| self.fib.show(route)).unwrap_or_default();
-            told.note(format!(
-                "{to} lies behind {} ({route}), but {rule} comes before it and takes the packet to {}",
+            verdicts.note(format!(
+                "{to} is behind {} ({route}), but {rule} comes before it and sends the packet to {}",
                 self.fib.name(link),
                 self.fib.names(outs)
             ));
         } else if let Some(link) = receiver.neighbours.first().filter(|_| self.elsewhere(receiver, routes, outs)) {
-            told.note(format!(
-                "{to} lies in a subnet of {} ({}), but {rule} comes before it and takes the packet to {}",
+            verdicts.note(format!(
+                "{to} is in a subnet of {} ({}), but {rule} comes before it and sends the packet to {}",
                 self.fib.names(&receiver.neighbours),
                 self.subnet(*link, to),
                 self.fib.names(outs)
@@ -140,12 +142,12 @@ impl Judge<'_> {
         false
     }
 
-    /// Notes that no router forwards what comes from a link-local address.
-    fn link_local_source(&self, leg: &Leg, outs: &[u32], told: &mut Told) {
+    /// Notes that routers do not forward packets from a link-local address.
+    fn link_local_source(&self, leg: &Leg, outs: &[u32], verdicts: &mut Verdicts) {
         let via = leg.lookup.ways_out().any(|hop| hop.via.is_some());
         if via && self.is_exit(outs) && is_link_local(leg.packet.from) {
             let from = leg.packet.from;
-            told.note(format!("no router forwards what comes from {from}, unless its source is translated"));
+            verdicts.note(format!("routers do not forward packets from {from}, unless its source is translated"));
         }
     }
 }

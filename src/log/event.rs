@@ -1,27 +1,27 @@
-//! An event in words: its message and its fields, as every log of this program writes them.
+//! An event as text: its message and its fields, the same in every log of this program.
 
 use std::fmt;
 
 use tracing::Event;
 use tracing::field::{Field, Visit};
 
-/// What an event says.
+/// The text of an event.
 #[derive(Debug, Default)]
 pub struct Said {
-    /// The text without fields.
+    /// The message without fields.
     pub message: String,
     /// The fields, in the order of the code.
-    pub fields: Vec<Value>,
+    pub fields: Vec<LogField>,
 }
 
 /// A field.
 #[derive(Debug)]
-pub struct Value {
+pub struct LogField {
     /// Its name in the code.
     pub name: &'static str,
     /// The value alone.
     pub plain: String,
-    /// Whether a line has it in quotation marks.
+    /// Whether a line quotes it.
     quoted: bool,
 }
 
@@ -36,13 +36,13 @@ impl Said {
     fn take(&mut self, field: &Field, plain: String, quoted: bool) {
         match field.name() {
             "message" => self.message = plain,
-            name => self.fields.push(Value { name, plain, quoted }),
+            name => self.fields.push(LogField { name, plain, quoted }),
         }
     }
 }
 
-impl Value {
-    /// The value as a line has it.
+impl LogField {
+    /// The value as it is shown in a line.
     pub fn in_a_line(&self) -> String {
         if self.quoted { format!("{:?}", self.plain) } else { self.plain.clone() }
     }

@@ -1,7 +1,7 @@
-//! The journal by its own protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram an event, with the event's fields
-//! and the id of its kind, which is where `journalctl -x` finds the text of units/node-fixer.catalog.
+//! The journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram per event, with the event's fields
+//! and the id of its kind. `journalctl -x` finds the text for that id in units/node-fixer.catalog.
 //!
-//! Nothing here waits for a journal that does not listen: what it does not take at once goes the other way, to stderr.
+//! Nothing here waits for a journal that does not listen: entries that it does not accept at once go to stderr instead.
 
 use std::fmt::Write as _;
 use std::io::{self, IoSlice, Write as _};
@@ -17,55 +17,57 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix};
 use tracing::Event;
 
-use super::event::{Said, Value};
+use super::event::{LogField, Said};
 use super::text::Text;
-use crate::net::one_line;
+use crate::model::one_line;
 
 /// Where journald listens.
 pub const SOCKET: &str = "/run/systemd/journal/socket";
 const IDENTIFIER: &str = "node-fixer";
-/// How long the end of this process waits for the journal, in milliseconds.
+/// How long this process waits for the journal before it ends, in milliseconds.
 const PATIENCE: u16 = 500;
 
 /// A kind of event. Its name is the target of the event.
 #[derive(Debug)]
-pub struct Kind {
+pub struct EventKind {
     /// Name, as in `info!(target: "changed", ...)`.
     pub target: &'static str,
-    /// MESSAGE_ID: random once, and never another.
+    /// MESSAGE_ID: generated once, never changed.
     pub id: &'static str,
     /// RESULT.
     pub result: &'static str,
 }
 
 /// All kinds; each has an entry in the catalogue.
-pub const KINDS: &[Kind] = &[
-    Kind { target: "changed", id: "0a6ff1219c8a43fe99ce26b55f02aa96", result: "applied" },
-    Kind { target: "failed", id: "7f0441cfdf6d4697b42a569ea66b871f", result: "failed" },
-    Kind { target: "taken_back", id: "dc1aab07125b47d8a3801b8a86cdfd40", result: "skipped" },
-    Kind { target: "blocked", id: "5c2cf741576245688901cf61f76d34a3", result: "blocked" },
-    Kind { target: "held", id: "ef9f7ce1c5b048e89852a6b58cddc2bd", result: "skipped" },
-    Kind { target: "unseen", id: "3217161c00a948ffb2ba0537921f2e08", result: "unknown" },
-    Kind { target: "notice", id: "af739a763c154a8ba3b5c70fc4435c8a", result: "noticed" },
-    Kind { target: "contention", id: "0b8f50a687994c6c88b5db749cb58854", result: "repeated" },
-    Kind { target: "configuration", id: "3a54b76b0c164e1bb8cdfe7ad9b16384", result: "refused" },
-    Kind { target: "not_permitted", id: "d64c1a8cc1234f60a7081571cff6f447", result: "refused" },
-    Kind { target: "locked", id: "5a84926413ee4e889dd0990502320c83", result: "refused" },
-    Kind { target: "fresh_start", id: "d1f8b07d2c83454b8833acb78dd55909", result: "applied" },
+pub const KINDS: &[EventKind] = &[
+    EventKind { target: "changed", id: "0a6ff1219c8a43fe99ce26b55f02aa96", result: "applied" },
+    EventKind { target: "failed", id: "7f0441cfdf6d4697b42a569ea66b871f", result: "failed" },
+    EventKind { target: "taken_back", id: "dc1aab07125b47d8a3801b8a86cdfd40", result: "skipped" },
+    EventKind { target: "blocked", id: "5c2cf741576245688901cf61f76d34a3", result: "blocked" },
+    EventKind { target: "held", id: "ef9f7ce1c5b048e89852a6b58cddc2bd", result: "skipped" },
+    EventKind { target: "unseen", id: "3217161c00a948ffb2ba0537921f2e08", result: "unknown" },
+    EventKind { target: "notice", id: "af739a763c154a8ba3b5c70fc4435c8a", result: "noticed" },
+    EventKind { target: "contention", id: "0b8f50a687994c6c88b5db749cb58854", result: "repeated" },
+    EventKind { target: "configuration", id: "3a54b76b0c164e1bb8cdfe7ad9b16384", result: "refused" },
+    EventKind { target: "not_permitted", id: "d64c1a8cc1234f60a7081571cff6f447", result: "refused" },
+    EventKind { target: "locked", id: "5a84926413ee4e889dd0990502320c83", result: "refused" },
+    EventKind { target: "fresh_start", id: "d1f8b07d2c83454b8833acb78dd55909", result: "applied" },
+    EventKind { target: "restored", id: "5638bbc8b4e74df09e8c1ca7738a9b23", result: "applied" },
+    EventKind { target: "no_run", id: "edc6c0a62176400d8c04efc2fb62df8f", result: "failed" },
 ];
 
-/// Writes events to the journal, and those that it does not take as text.
+/// Writes events to the journal; those that it does not accept are written as text.
 pub struct Journal {
     path: PathBuf,
     otherwise: Text,
-    /// Opened for the first event; `None` where that failed.
+    /// Opened for the first event; `None` if that failed.
     socket: OnceLock<Option<UnixDatagram>>,
-    /// The unit that this process is of.
+    /// The unit of this process.
     unit: OnceLock<Option<String>>,
 }
 
 impl Journal {
-    /// A log to the journal that listens at `path`.
+    /// A log that writes to the journal's socket at `path`.
     pub fn new(path: impl Into<PathBuf>, otherwise: Text) -> Journal {
         Journal { path: path.into(), otherwise, socket: OnceLock::new(), unit: OnceLock::new() }
     }
@@ -73,8 +75,8 @@ impl Journal {
     /// Writes an event.
     pub fn write(&self, event: &Event<'_>) {
         let mut entry = entry(event);
-        // The journal finds out by itself, from the process, which may be gone before it looks. By this field of root's
-        // `journalctl -u` finds the entry all the same.
+        // The journal looks up the unit of a process itself, but the process may have ended by then. With this field,
+        // which root may set, `journalctl -u` finds the entry anyway.
         if let Some(unit) = self.unit.get_or_init(|| unit(&std::fs::read_to_string("/proc/self/cgroup").ok()?)) {
             push(&mut entry, "OBJECT_SYSTEMD_UNIT", unit);
         }
@@ -96,7 +98,7 @@ impl Journal {
         }
     }
 
-    /// What is too large for a datagram goes as a file in memory that nobody can change any more.
+    /// Entries that are too large for a datagram are passed as a sealed file in memory.
     fn send_file(&self, socket: &UnixDatagram, entry: &[u8]) -> io::Result<()> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let mut file = std::fs::File::from(rustix::fs::memfd_create(IDENTIFIER, flags)?);
@@ -113,22 +115,22 @@ impl Journal {
         Ok(())
     }
 
-    /// Waits, but not long, until the journal has read what was sent. What else it notes of the process that sent an
-    /// entry it looks up by its number; of one that is gone it notes nothing.
+    /// Waits briefly until the journal has read what was sent. The journal looks up details of the sender by its
+    /// process id, and finds none if the process has ended.
     pub fn finish(&self) {
         let Some(Some(socket)) = self.socket.get() else { return };
-        // Line breaks are no entry. When these have been read, what was sent before has been dealt with. So many, as a
-        // socket with the smallest buffer that there is counts as full until they are.
+        // Line breaks are not entries. Once they have been read, everything sent before has been processed. There are
+        // enough of them to fill a socket with the smallest possible buffer.
         if socket.send_to(&[b'\n'; 1024], &self.path).is_err() {
             return;
         }
-        // Where either fails there is nothing to wait for.
+        // If either fails, there is nothing to wait for.
         let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket, 0);
         let _ = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)], PATIENCE);
     }
 }
 
-/// The service of a process, by its cgroups: `0::/system.slice/node-fixer.service`, or `1:name=systemd:...`.
+/// The service of a process, from its cgroups: `0::/system.slice/node-fixer.service`, or `1:name=systemd:...`.
 fn unit(cgroups: &str) -> Option<String> {
     let path = |line: &str| {
         let of_systemd = line.split_once(":name=systemd:").map(|(_, path)| path);
@@ -138,16 +140,16 @@ fn unit(cgroups: &str) -> Option<String> {
     cgroups.lines().filter_map(path).find_map(service)
 }
 
-/// An event as the journal takes it: `FIELD=value` lines. MESSAGE is the line that stderr would get, but for what the
-/// command or the id of the kind says as well.
+/// An event in the journal's format: lines of `FIELD=value`. MESSAGE is the line that stderr would get, without what
+/// the command or the MESSAGE_ID already say.
 fn entry(event: &Event<'_>) -> Vec<u8> {
     let Said { mut message, fields } = Said::of(event);
     let metadata = event.metadata();
     let kind = fields.iter().find(|value| value.name == "event").map_or(metadata.target(), |value| &value.plain);
     let kind = KINDS.iter().find(|it| it.target == kind);
-    let shown = |value: &&Value| value.name != "event";
+    let shown = |value: &&LogField| value.name != "event";
     for value in fields.iter().filter(shown).filter(|value| value.name != "action") {
-        // A String takes whatever it is given.
+        // Writing to a string cannot fail.
         let _ = write!(message, " {}={}", value.name, value.in_a_line());
     }
     let mut entry = Vec::new();
@@ -164,8 +166,8 @@ fn entry(event: &Event<'_>) -> Vec<u8> {
     entry
 }
 
-/// One field. What could break a line or move a cursor is escaped, so that a value is a value here, where journalctl
-/// prints it and in the text of the catalogue.
+/// One field. Characters that could break a line or move a cursor are escaped, so that the value is safe in
+/// journalctl's output and in the text of the catalogue.
 fn push(entry: &mut Vec<u8>, name: &str, value: &str) {
     entry.extend(name.as_bytes());
     entry.push(b'=');
@@ -173,7 +175,7 @@ fn push(entry: &mut Vec<u8>, name: &str, value: &str) {
     entry.push(b'\n');
 }
 
-/// The journal's name of a field of ours: upper-case letters, digits and underscores, a letter first.
+/// The journal's name for a field: upper-case letters, digits and underscores, beginning with a letter.
 fn field_name(name: &str) -> String {
     match name {
         "because" | "why" => "REASON".into(),

@@ -1,8 +1,9 @@
-//! The log as text: one line an event, and never a byte in it that does something to a terminal. It is there for the run,
-//! not the run for it: a line that cannot be written is lost, and nothing else changes.
+//! The log as text: one line per event, without any byte that could affect a terminal. A line that cannot be written is
+//! lost; nothing else changes.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use rustix::io::Errno;
@@ -10,14 +11,15 @@ use rustix::net::SendFlags;
 use tracing::{Event, Level};
 
 use super::event::Said;
-use crate::net::one_line;
+use super::paint;
+use crate::model::one_line;
 
 /// What a line begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
-    /// The priority in angle brackets, as the journal reads it from a stream (sd-daemon(3)). It adds the time.
+    /// The priority in angle brackets, as the journal reads it from a stream (sd-daemon(3)). The journal adds the time.
     Priority,
-    /// The level: whoever reads the stream adds the time.
+    /// The level. The reader of the stream adds the time, or is a person at a terminal.
     Level,
     /// Time and level.
     TimeAndLevel,
@@ -28,24 +30,31 @@ pub enum Head {
 pub struct Text {
     /// What a line begins with.
     pub head: Head,
-    /// Whether the line is for a terminal that shows colours.
+    /// Whether the stream is a terminal that shows colours.
     pub colour: bool,
 }
 
 impl Text {
     /// Writes an event.
     pub fn write(&self, event: &Event<'_>) {
-        let line = self.line(event.metadata().level(), &Said::of(event), SystemTime::now());
+        let said = Said::of(event);
+        let is_progress = event.metadata().target() == super::PROGRESS;
+        let shown = is_progress && !said.message.is_empty();
+        let begin = if PROGRESS_SHOWN.swap(shown, Ordering::Relaxed) { CLEARED } else { "" };
+        let line = match is_progress {
+            true => one_line(&said.message).into_owned(),
+            false => self.line(event.metadata().level(), &said, SystemTime::now()),
+        };
+        let line = begin.to_owned() + &line;
         let _ = match self.head {
             Head::Priority => send(line.as_bytes()),
-            // At once: lines of two processes do not mix.
+            // In one write, so that lines of two processes do not mix.
             Head::Level | Head::TimeAndLevel => io::stderr().write_all(line.as_bytes()),
         };
     }
 
     fn line(&self, level: &Level, said: &Said, now: SystemTime) -> String {
-        let paint =
-            |code: &str, text: &str| if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.into() };
+        let paint = |code: &str, text: &str| paint(self.colour, code, text);
         let mut line = match self.head {
             Head::Priority => format!("<{}>", super::priority(level)),
             Head::Level => String::new(),
@@ -58,13 +67,18 @@ impl Text {
         line += &one_line(&said.message);
         for value in &said.fields {
             let text = value.in_a_line();
-            // A String takes whatever it is given.
+            // Writing to a string cannot fail.
             let _ = write!(line, " {}{}{}", paint(ITALIC, value.name), paint(DIM, "="), one_line(&text));
         }
         line.push('\n');
         line
     }
 }
+
+/// Whether the line at which the terminal's cursor stands shows progress.
+static PROGRESS_SHOWN: AtomicBool = AtomicBool::new(false);
+/// Back to the beginning of the line, and all of it removed (ECMA-48, EL).
+const CLEARED: &str = "\r\x1b[K";
 
 const DIM: &str = "2";
 const ITALIC: &str = "3";
@@ -78,7 +92,7 @@ fn colour_of(level: &Level) -> &'static str {
     }
 }
 
-/// To the stream to the journal. What that does not take at once is lost, instead of waited for.
+/// To the stream to the journal, without waiting. What it does not accept at once is lost.
 fn send(line: &[u8]) -> io::Result<()> {
     match rustix::net::send(io::stderr(), line, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
         Err(Errno::NOTSOCK) => io::stderr().write_all(line),

@@ -1,218 +1,207 @@
-//! `addresses`, and those of `bridges`: what is declared is made so, and what node-fixer added and is no longer
-//! declared goes. What others added never goes.
+//! `addresses`, and those of `bridges`: declared addresses are added, and those that node-fixer added and that are no
+//! longer declared are deleted. Addresses that others added never are.
 //!
-//! Whose an address is, the kernel tells by its protocol mark (Linux 5.18). On older ones the ledger tells; it is
-//! believed only where the address is as old as the ledger says: one that was deleted and added again since is
-//! another's.
+//! The kernel stores which addresses node-fixer added, by their protocol (Linux 5.18). On older kernels the ledger says
+//! so. It is only believed if the address is as old as the ledger says: an address that was deleted and added again
+//! belongs to another program.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use cidr::IpInet;
 
-use super::{bridges, sysctls};
-use crate::change::{Blocked, Change, Plan, Step};
-use crate::desired::Desired;
-use crate::memory::{AddedAddress, Kind, Note};
-use crate::net::{IfName, PROMOTE, PROTO_DECLARED, SysctlKey};
+use super::bridges::unusable_bridges;
+use super::ownership::Ownership;
+use crate::change::{Blocked, Change, Op, Plan, Step, When};
+use crate::config::Config;
+use crate::history::memory::{AddedAddress, LedgerNote, Note};
+use crate::model::{IfAddress, IfName, PROMOTE, SysctlKey};
 use crate::observed::{Address, Gap, Observed};
 use crate::sorted;
+use crate::topology::forecast::{self, bridges_to_create};
 
-/// How far the kernel's time of an address may be from that of its note in the ledger, which is written just before.
-/// The two are told by different clocks: the kernel counts its ticks, which began some time after the clock did.
-const SOON: Duration = Duration::from_secs(10);
-
-pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
+pub fn plan(desired: &Config, observed: &Observed) -> Result<Plan, Gap> {
     let mut plan = Plan::default();
     let recall = observed.recall()?;
-    let known = recall.memory.made.get(&Kind::Addresses).copied();
     let declared = sorted::set(desired.all_addresses());
-    if declared.is_empty() && known == Some(false) {
-        return Ok(plan);
-    }
-    let indexes = indexes(declared.iter().map(|(dev, _)| *dev), observed)?;
-    let owner = Owner::of(observed)?;
-    let live = observed.addresses()?;
-    let mut here: BTreeMap<(u32, IpAddr), Vec<&Address>> = BTreeMap::new();
-    live.iter().for_each(|address| here.entry((address.index, address.local)).or_default().push(address));
+    let indexes = forecast::indexes(declared.iter().map(|(dev, _)| *dev), observed)?;
+    let owner = Ownership::of(observed)?;
+    let all = Addresses { declared, indexes, owner, live: observed.addresses()? };
 
-    let to_come = sorted::set(bridges::to_come(desired, observed)?);
-    let refused = bridges::refused(desired, observed)?;
-    let of_refused = sorted::set(desired.addresses_of_bridges().filter(|(dev, _)| refused.contains(*dev)));
-    let mut without_link = BTreeSet::new();
-    let mut added = Vec::new();
-    for (dev, inet) in &declared {
-        let command = Change::AddAddress((*dev).clone(), *inet);
-        let mut add = |plan: &mut Plan| {
-            added.push(AddedAddress { dev: text(dev), address: *inet, added: recall.awake });
-            plan.steps.push(Step { change: command.clone(), reason: "declared, and not there".into() });
-        };
-        let Some(index) = indexes.get(dev) else {
-            if to_come.contains(dev) {
-                add(&mut plan);
-            } else if without_link.insert(*dev) {
-                let because = format!("there is no interface {dev}; its addresses go in when the interface appears");
-                plan.blocked.push(Blocked::new(command.to_string(), because));
-            }
-            continue;
-        };
-        let rivals = here.get(&(*index, inet.address())).map_or(&[][..], Vec::as_slice);
-        // IPv6 has an address only once on an interface, whatever its prefix length.
-        match rivals.iter().find(|address| is_inet(address, *inet)).or(rivals.first().filter(|_| inet.is_ipv6())) {
-            // The section `bridges` says why.
-            None if of_refused.contains(&(*dev, *inet)) => {}
-            None => add(&mut plan),
-            Some(there) if !is_inet(there, *inet) && owner.owns(there) => {
-                let old = IpInet::new(there.local, there.length).ok();
-                plan.steps.extend(old.map(|old| Step {
-                    change: Change::DeleteAddress { dev: (*dev).clone(), address: old, promote: false },
-                    reason: "it is declared with another prefix length".into(),
-                }));
-                add(&mut plan);
-            }
-            Some(there) if !is_inet(there, *inet) => plan.blocked.push(Blocked::new(
-                command.to_string(),
-                format!(
-                    "{dev} has this address with the prefix length {}, which another owner has given it; delete it \
-                     there, or declare it so",
-                    there.length
-                ),
-            )),
-            Some(there) if there.duplicate => plan.blocked.push(Blocked::new(
-                command.to_string(),
-                "another host on the link has it (duplicate address detection): it is there, and does not work".into(),
-            )),
-            Some(_) => {}
+    let to_create = sorted::set(bridges_to_create(desired, observed)?);
+    let unusable = unusable_bridges(desired, observed)?;
+    let of_unusable = sorted::set(desired.addresses_of_bridges().filter(|(dev, _)| unusable.contains(*dev)));
+    all.declare(&to_create, &of_unusable, &mut plan);
+    let is_added = |step: &Step| match &step.change {
+        Change::Address(Op::Add(new)) => {
+            Some(AddedAddress { dev: text(&new.dev), address: new.inet, added: recall.awake })
         }
-    }
-
-    let declared_here = sorted::set(declared.iter().filter_map(|(dev, inet)| Some((*indexes.get(dev)?, *inet))));
-    let is_declared = |address: &Address| {
-        let inet = IpInet::new(address.local, address.length);
-        !address.has_peer && inet.is_ok_and(|inet| declared_here.contains(&(address.index, inet)))
-    };
-    let ours: Vec<&Address> = live.iter().filter(|address| owner.owns(address)).collect();
-    let gone: Vec<&Address> = ours.iter().copied().filter(|address| !is_declared(address)).collect();
-    // The subnets of an interface in which some stay or come: with its first address the kernel deletes the others, and
-    // with the last of an interface all routes by it, unless it promotes the next one. To promote loses least: only
-    // routes whose source is the address that goes. To add the others again would lose every route on the way.
-    let mut subnets = BTreeSet::new();
-    if !gone.is_empty() {
-        let stays = live.iter().filter(|address| !owner.owns(address) || is_declared(address));
-        let comes = plan.steps.iter().filter_map(|step| match &step.change {
-            Change::AddAddress(dev, inet) => Some((*indexes.get(dev)?, inet.network())),
-            _ => None,
-        });
-        subnets = sorted::set(stays.map(|address| (address.index, address.subnet)).chain(comes));
-    }
-    // One that is in the way of a declared one goes before it.
-    let in_the_way = sorted::set(plan.steps.iter().filter_map(|step| match &step.change {
-        Change::DeleteAddress { dev, address, .. } => Some((dev.clone(), *address)),
         _ => None,
-    }));
-    let names = observed.names(gone.iter().map(|address| address.index))?;
-    let named = gone.into_iter().zip(names).filter_map(|(address, dev)| {
-        let inet = IpInet::new(address.local, address.length).ok()?;
-        // Where there is no name, the interface has vanished since.
-        Some((address, dev?, inet)).filter(|(_, dev, inet)| !in_the_way.contains(&((*dev).clone(), *inet)))
-    });
-    // Those that would go with another go before it.
-    let gone = sorted::first(named.collect(), |(address, ..): &(&Address, &IfName, IpInet)| address.secondary);
-    let leaves_some = |address: &Address| {
-        address.local.is_ipv4() && !address.secondary && subnets.contains(&(address.index, address.subnet))
     };
-    let devs = sorted::set(gone.iter().filter(|(address, ..)| leaves_some(address)).map(|(_, dev, _)| *dev));
-    let promoting = promoting(devs, desired, observed)?;
-    for (address, dev, inet) in gone {
-        let promote = leaves_some(address) && !promoting.contains(dev);
-        let change = Change::DeleteAddress { dev: dev.clone(), address: inet, promote };
-        plan.removals.push(Step { change, reason: "node-fixer added it, and it is no longer declared".into() });
-    }
-
-    // Before the first one goes in, so that none is ever forgotten.
-    let some = !ours.is_empty() || !added.is_empty();
-    plan.remember.extend((known != Some(some)).then_some(Note::Made(Kind::Addresses, some)));
-    let again = sorted::set(added.iter().map(|new| (&*new.dev, new.address)));
-    let still = ours.iter().filter_map(|address| owner.entry(address));
-    let still = sorted::set(still.map(|entry| (&*entry.dev, entry.address)));
+    let added: Vec<AddedAddress> = plan.steps.iter().filter_map(is_added).collect();
+    all.remove(desired, observed, &mut plan)?;
+    plan.leaves = Some(all.ours().next().is_some() || !added.is_empty());
     let ledger = &observed.ledger()?.addresses;
-    let stays = |entry: &&AddedAddress| {
-        let key = (&*entry.dev, entry.address);
-        still.contains(&key) && !again.contains(&key)
-    };
-    let addresses: Vec<_> = ledger.iter().filter(stays).chain(&added).cloned().collect();
-    if addresses != *ledger {
-        plan.remember.push(Note::Addresses(addresses));
+    let noted = all.noted(ledger, &added);
+    if noted != *ledger {
+        plan.remember.push(Note::Ledger(LedgerNote::Addresses(noted)));
     }
     Ok(plan)
 }
 
-/// The addresses that others have put on interfaces, by index, but for the kernel's own link-local ones.
-pub fn foreign(observed: &Observed) -> Result<BTreeMap<u32, Vec<IpAddr>>, Gap> {
-    let owner = Owner::of(observed)?;
-    let link_local = |address: IpAddr| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
-    let mut foreign: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for address in observed.addresses()?.iter().filter(|it| !link_local(it.local) && !owner.owns(it)) {
-        foreign.entry(address.index).or_default().push(address.local);
-    }
-    Ok(foreign)
+/// The declared and the live addresses, and which of the latter node-fixer added.
+struct Addresses<'a> {
+    declared: BTreeSet<(&'a IfName, IpInet)>,
+    /// The indexes of the existing interfaces.
+    indexes: BTreeMap<&'a IfName, u32>,
+    owner: Ownership<'a>,
+    live: &'a [Address],
 }
 
-/// The indexes of the interfaces with these names, as far as they are there.
-fn indexes<'a>(
-    names: impl IntoIterator<Item = &'a IfName>,
-    observed: &Observed,
-) -> Result<BTreeMap<&'a IfName, u32>, Gap> {
-    let names = sorted::set(names);
-    let links = observed.links_named(names.iter().copied().cloned())?;
-    let links = names.into_iter().zip(links);
-    Ok(sorted::map(links.filter_map(|(name, link)| Some((name, link?.dev.index)))))
-}
-
-/// Tells whose an address is.
-struct Owner<'a> {
-    marks_are_kept: bool,
-    /// What the ledger says, by the index of the interface.
-    entries: BTreeMap<(u32, IpInet), &'a AddedAddress>,
-}
-
-impl<'a> Owner<'a> {
-    fn of(observed: &'a Observed) -> Result<Owner<'a>, Gap> {
-        let noted = || observed.ledger().map(|ledger| ledger.addresses.iter());
-        let name = |entry: &AddedAddress| IfName::new(entry.dev.as_bytes());
-        let names: Vec<IfName> = noted()?.filter_map(name).collect();
-        let indexes = indexes(&names, observed)?;
-        let index = |entry: &AddedAddress| indexes.get(&name(entry)?).copied();
-        let entries = sorted::map(noted()?.filter_map(|entry| Some(((index(entry)?, entry.address), entry))));
-        let marks_are_kept = observed.addresses()?.iter().any(|address| address.protocol.is_some());
-        Ok(Owner { marks_are_kept, entries })
+impl<'a> Addresses<'a> {
+    /// Those that node-fixer has added.
+    fn ours(&self) -> impl Iterator<Item = &'a Address> {
+        self.live.iter().filter(|address| self.owner.owns(address))
     }
 
-    fn entry(&self, address: &Address) -> Option<&'a AddedAddress> {
-        let inet = IpInet::new(address.local, address.length).ok().filter(|_| !address.has_peer)?;
-        self.entries.get(&(address.index, inet)).copied()
-    }
-
-    fn owns(&self, address: &Address) -> bool {
-        match address.protocol {
-            Some(protocol) => protocol == PROTO_DECLARED,
-            None => !self.marks_are_kept && self.entry(address).is_some_and(|entry| is_as_old_as(address, entry)),
+    /// Adds what is declared.
+    fn declare(&self, to_create: &BTreeSet<&IfName>, of_unusable: &BTreeSet<(&IfName, IpInet)>, plan: &mut Plan) {
+        let mut here: BTreeMap<(u32, IpAddr), Vec<&Address>> = BTreeMap::new();
+        self.live.iter().for_each(|address| here.entry((address.index, address.local)).or_default().push(address));
+        let mut without_link = BTreeSet::new();
+        for (dev, inet) in &self.declared {
+            let Some(index) = self.indexes.get(dev) else {
+                if to_create.contains(dev) {
+                    plan.steps.push(add(dev, *inet));
+                } else if without_link.insert(*dev) {
+                    let because = format!("interface {dev} does not exist; its addresses are added when it appears");
+                    plan.blocked.push(Blocked::new(addition(dev, *inet).to_string(), because));
+                }
+                continue;
+            };
+            let rivals = here.get(&(*index, inet.address())).map_or(&[][..], Vec::as_slice);
+            // An interface has an IPv6 address only once, whatever its prefix length.
+            match rivals.iter().find(|address| is_inet(address, *inet)).or(rivals.first().filter(|_| inet.is_ipv6())) {
+                // The section `bridges` reports why.
+                None if of_unusable.contains(&(*dev, *inet)) => {}
+                None => plan.steps.push(add(dev, *inet)),
+                Some(there) => self.instead_of(there, dev, *inet, plan),
+            }
         }
     }
+
+    /// Handles a declared address that exists, possibly with another prefix length.
+    fn instead_of(&self, there: &Address, dev: &IfName, inet: IpInet, plan: &mut Plan) {
+        let mut block = |because| plan.blocked.push(Blocked::new(addition(dev, inet).to_string(), because));
+        if is_inet(there, inet) {
+            if there.duplicate {
+                block(
+                    "another host on the link has this address (duplicate address detection), so it does not work; \
+                     remove the duplicate"
+                        .into(),
+                );
+            }
+        } else if self.owner.owns(there) {
+            let old = IpInet::new(there.local, there.length).ok();
+            let old = old.map(|inet| IfAddress { dev: dev.clone(), inet, promote: false });
+            plan.steps.extend(old.map(|old| Step {
+                change: Change::Address(Op::Delete(old)),
+                reason: "the declared prefix length differs".into(),
+                notes: self.owner.entry(there).map(taken_back).unwrap_or_default(),
+            }));
+            plan.steps.push(add(dev, inet));
+        } else {
+            block(format!(
+                "{dev} has this address with the prefix length {}, set by another program; delete it there, or \
+                 declare that length",
+                there.length
+            ));
+        }
+    }
+
+    /// Deletes what is no longer declared.
+    fn remove(&self, desired: &Config, observed: &Observed, plan: &mut Plan) -> Result<(), Gap> {
+        let declared_here =
+            sorted::set(self.declared.iter().filter_map(|(dev, inet)| Some((*self.indexes.get(dev)?, *inet))));
+        let is_declared = |address: &Address| {
+            let inet = IpInet::new(address.local, address.length);
+            !address.has_peer && inet.is_ok_and(|inet| declared_here.contains(&(address.index, inet)))
+        };
+        let gone: Vec<&Address> = self.ours().filter(|address| !is_declared(address)).collect();
+        // The subnets of interfaces in which addresses remain or are added. When the kernel deletes the first address
+        // of a subnet, it deletes the others as well, and with the last one of an interface all routes through it,
+        // unless it promotes the next address. Promoting loses least: only routes whose source is the deleted address.
+        // Adding the others again would lose every route in between.
+        let mut subnets = BTreeSet::new();
+        if !gone.is_empty() {
+            let stays = self.live.iter().filter(|address| !self.owner.owns(address) || is_declared(address));
+            let comes = plan.steps.iter().filter_map(|step| match &step.change {
+                Change::Address(Op::Add(new)) => Some((*self.indexes.get(&new.dev)?, new.inet.network())),
+                _ => None,
+            });
+            subnets = sorted::set(stays.map(|address| (address.index, address.subnet)).chain(comes));
+        }
+        // An address that conflicts with a declared one is deleted before that is added.
+        let in_the_way = sorted::set(plan.steps.iter().filter_map(|step| match &step.change {
+            Change::Address(Op::Delete(old)) => Some((old.dev.clone(), old.inet)),
+            _ => None,
+        }));
+        let names = observed.names(gone.iter().map(|address| address.index))?;
+        let named = gone.into_iter().zip(names).filter_map(|(address, dev)| {
+            let inet = IpInet::new(address.local, address.length).ok()?;
+            // Without a name, the interface has vanished since.
+            Some((address, dev?, inet)).filter(|(_, dev, inet)| !in_the_way.contains(&((*dev).clone(), *inet)))
+        });
+        // Addresses that would be deleted with another one are deleted before it.
+        let gone = sorted::first(named.collect(), |(address, ..): &(&Address, &IfName, IpInet)| address.secondary);
+        let leaves_some = |address: &Address| {
+            address.local.is_ipv4() && !address.secondary && subnets.contains(&(address.index, address.subnet))
+        };
+        let devs = sorted::set(gone.iter().filter(|(address, ..)| leaves_some(address)).map(|(_, dev, _)| *dev));
+        let promoting = promoting(devs, desired, observed)?;
+        for (address, dev, inet) in gone {
+            let promote = leaves_some(address) && !promoting.contains(dev);
+            let change = Change::Address(Op::Delete(IfAddress { dev: dev.clone(), inet, promote }));
+            let reason = "added by node-fixer, and no longer declared".into();
+            let notes = self.owner.entry(address).map(taken_back).unwrap_or_default();
+            plan.removals.push(Step { change, reason, notes });
+        }
+        Ok(())
+    }
+
+    /// The new ledger: what still exists, and what is added.
+    fn noted(&self, ledger: &[AddedAddress], added: &[AddedAddress]) -> Vec<AddedAddress> {
+        let again = sorted::set(added.iter().map(|new| (&*new.dev, new.address)));
+        let still = self.ours().filter_map(|address| self.owner.entry(address));
+        let still = sorted::set(still.map(|entry| (&*entry.dev, entry.address)));
+        let stays = |entry: &&AddedAddress| {
+            let key = (&*entry.dev, entry.address);
+            still.contains(&key) && !again.contains(&key)
+        };
+        ledger.iter().filter(stays).chain(added).cloned().collect()
+    }
 }
 
-/// Those of the interfaces on which the next IPv4 address of a subnet stays when its first one goes, once the sysctls
+fn addition(dev: &IfName, inet: IpInet) -> Change {
+    Change::Address(Op::Add(IfAddress { dev: dev.clone(), inet, promote: false }))
+}
+
+fn add(dev: &IfName, inet: IpInet) -> Step {
+    let notes = vec![(When::Existed, Note::Ledger(LedgerNote::NotAdded(dev.clone(), inet)))];
+    Step { change: addition(dev, inet), reason: "missing".into(), notes }
+}
+
+/// The interfaces on which the next IPv4 address of a subnet remains when the first one is deleted, once the sysctls
 /// are as declared.
 fn promoting<'a>(
     devs: BTreeSet<&'a IfName>,
-    desired: &Desired,
+    desired: &Config,
     observed: &Observed,
 ) -> Result<BTreeSet<&'a IfName>, Gap> {
     if devs.is_empty() {
         return Ok(devs);
     }
-    let declared = sysctls::wanted(desired, observed)?;
+    let declared = forecast::sysctls(desired, observed)?;
     let key_of_all = [SysctlKey::conf_of_all(PROMOTE)];
     let keys: Vec<SysctlKey> =
         key_of_all.into_iter().chain(devs.iter().map(|dev| SysctlKey::conf_of(dev, PROMOTE))).collect();
@@ -225,22 +214,30 @@ fn promoting<'a>(
     Ok(sorted::set(devs.into_iter().zip(on).filter(|(_, on)| all || *on).map(|(dev, _)| dev)))
 }
 
+/// The ledger forgets deleted addresses. If the deletion is taken back, they are noted again, unless another program
+/// has added them meanwhile.
+fn taken_back(entry: &AddedAddress) -> Vec<(When, Note)> {
+    let again = (When::TakenBack, Note::Ledger(LedgerNote::AddedAgain(entry.clone())));
+    let of_others = IfName::new(entry.dev.as_bytes())
+        .map(|dev| (When::Returned, Note::Ledger(LedgerNote::NotAdded(dev, entry.address))));
+    [again].into_iter().chain(of_others).collect()
+}
+
 fn is_inet(address: &Address, inet: IpInet) -> bool {
     (address.local, address.length, address.has_peer) == (inet.address(), inet.network_length(), false)
 }
 
-fn is_as_old_as(address: &Address, entry: &AddedAddress) -> bool {
-    address.created.abs_diff(entry.added) <= SOON
-}
-
-/// What was read from YAML is UTF-8.
+/// Text read from YAML is UTF-8.
 fn text(dev: &IfName) -> String {
     String::from_utf8_lossy(dev.as_bytes()).into_owned()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::history::memory::Kind;
     use crate::reconcile::testing::{Model, desired};
 
     const TEN: Duration = Duration::from_secs(10);
@@ -292,7 +289,14 @@ mod tests {
                 vec![],
                 1,
             ),
-            ("no interface, told once", "addresses: [{dev: eth9, address: 10.0.0.1-10.0.0.9}]", "", vec![], vec![], 1),
+            (
+                "no interface, reported once",
+                "addresses: [{dev: eth9, address: 10.0.0.1-10.0.0.9}]",
+                "",
+                vec![],
+                vec![],
+                1,
+            ),
             (
                 "a bridge that is to come",
                 "bridges: [{name: br0, addresses: [10.0.0.1/16]}]\naddresses: [{dev: br0, address: 10.1.0.1/16}]",
@@ -382,7 +386,7 @@ mod tests {
                 0,
             ),
             (
-                "the first of a subnet with one of ours",
+                "the first of a subnet with one of node-fixer's",
                 "{}",
                 "link 3 eth1 10.0.0.1/24=171 10.0.0.2/24=171,secondary",
                 vec![],
@@ -390,7 +394,7 @@ mod tests {
                 0,
             ),
         ] {
-            let plan = Model::new(node).plan(plan, &desired(yaml));
+            let plan = Model::new(node).plan_section("addresses", &desired(yaml));
             let shown = |steps: &[Step]| {
                 steps.iter().map(|step| step.change.to_string().replace("ip addr ", "")).collect::<Vec<_>>()
             };
@@ -405,7 +409,7 @@ mod tests {
         for key in [SysctlKey::conf_of_all(PROMOTE), SysctlKey::conf_of(&IfName::new(b"eth1").unwrap(), PROMOTE)] {
             let mut node = Model::new("link 3 eth1 10.0.0.1/24=171 10.0.0.2/24=secondary");
             node.sysctls.push((key, "1".into()));
-            let plan = node.plan(plan, &desired("{}"));
+            let plan = node.plan_section("addresses", &desired("{}"));
             assert_eq!(plan.removals[0].change.to_string(), "ip addr del 10.0.0.1/24 dev eth1");
         }
     }
@@ -426,7 +430,7 @@ mod tests {
             let mut node = Model::new("link 1 lo 127.0.1.1/32\nlink 3 eth1");
             node.addresses[0].created = Duration::from_millis(created);
             node.ledger.addresses.push(entry);
-            assert_eq!(node.plan(plan, &desired("{}")).removals.len(), removals, "{case}");
+            assert_eq!(node.plan_section("addresses", &desired("{}")).removals.len(), removals, "{case}");
         }
     }
 
@@ -435,7 +439,7 @@ mod tests {
         let mut node = Model::new("link 1 lo 127.0.0.1/8=1 127.0.1.1/32");
         node.addresses[1].created = TEN;
         node.ledger.addresses.push(entry("lo", "127.0.1.1/32", TEN));
-        assert_eq!(node.plan(plan, &desired("{}")).removals, []);
+        assert_eq!(node.plan_section("addresses", &desired("{}")).removals, []);
     }
 
     #[test]
@@ -444,12 +448,15 @@ mod tests {
         node.recall.awake = TEN;
         node.ledger.addresses.push(entry("lo", "127.0.1.9/32", Duration::ZERO));
         let wish = desired("addresses: [{dev: lo, address: 127.0.1.1}]");
-        let first = node.plan(plan, &wish);
+        let first = node.plan_section("addresses", &wish);
         let noted = vec![entry("lo", "127.0.1.1/32", TEN)];
-        assert_eq!(first.remember, [Note::Made(Kind::Addresses, true), Note::Addresses(noted.clone())]);
+        assert_eq!(
+            first.remember,
+            [Note::Made(Kind::Addresses, true), Note::Ledger(LedgerNote::Addresses(noted.clone()))]
+        );
         first.steps.iter().for_each(|step| node.apply(&step.change));
         node.ledger.addresses = noted;
-        node.recall.memory.take(Note::Made(Kind::Addresses, true));
-        assert_eq!(node.plan(plan, &wish), Plan::default());
+        node.recall.memory.take(Note::Made(Kind::Addresses, true), Duration::ZERO);
+        assert_eq!(node.plan_section("addresses", &wish), Plan::default());
     }
 }

@@ -1,11 +1,11 @@
-//! `default_routes`: every policy table that single sources, or a branch link of the VPC CNI, are sent to has a way out.
+//! `default_routes`: every policy table for single sources, or for a branch link of the VPC CNI, has a default route.
 //!
-//! A table is repaired when one of its sources has no default route in any of the tables that its own rules name, and
-//! only when its gateway is certain ([`gateway`]). What is added gives way: it has the greatest metric, so that the
-//! table's owner can add its own at any time, and the default goes once another is there.
+//! A table is repaired if one of its sources has no default route in any of the tables that its own rules name, and
+//! only if the gateway is certain ([`gateway`]). Added routes give way: they have the greatest metric, so that the
+//! table's owner can add its own at any time, and the default is deleted once another one exists.
 //!
-//! Looks no further than it must: rules, then the tables that they name; links, addresses and the main table only
-//! when something is broken.
+//! It looks no further than necessary: first rules, then the tables that they name; links, addresses and the main table
+//! only if something is broken.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,57 +13,33 @@ use std::net::IpAddr;
 
 use cidr::IpCidr;
 
-use super::gateway::{self, Gateway, Verdict, has_default_of_others};
-use super::rules::Declared;
-use crate::change::{Blocked, Change, Plan, Step};
-use crate::desired::Desired;
-use crate::net::{Dev, Family, IfName, PROTO_MENDED, Route, Rule, Scope, covers, shortened};
-use crate::observed::{Gap, Observed, SeenRoute};
-use crate::topology::cni::{is_branch_link, is_pod_link};
-use crate::topology::{Topology, has_default, is_kernels, leads_to, sends, sends_by_link, sends_subnet};
+use super::gateway::{self, Broken, Gateway, GatewayVerdict, has_default_of_others};
+use crate::change::{Blocked, Change, Op, Plan, Step};
+use crate::config::Config;
+use crate::model::{Family, IfName, PROTO_MENDED, Route, RouteOptions, Rule, Scope, covers};
+use crate::observed::{Gap, Observed, SeenRoute, Target};
+use crate::sorted;
+use crate::topology::cni::{is_branch_link, is_branch_pod_link};
+use crate::topology::forecast::DeclaredRules;
+use crate::topology::{Topology, exits_of, has_default, is_kernels, leads_to, sends, sends_by_link, sends_subnet};
 
-/// The metric of what is added: every other route of the same destination comes before it.
+/// The metric of added routes: every other route with the same destination is preferred.
 const LAST: u32 = u32::MAX;
 
-/// A policy table whose sources have no way out.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Broken {
-    /// Its number.
-    pub table: u32,
-    /// The single sources that rules lead to it, and that have no default route in another table either.
-    pub sources: BTreeSet<IpAddr>,
-    /// The branch links whose packets rules lead to it, if so.
-    pub links: BTreeSet<IfName>,
-}
-
-impl Broken {
-    /// `table 2 has no default route for 10.0.1.100, 10.0.1.101`.
-    pub fn complaint(&self) -> String {
-        let sources = self.sources.iter().map(ToString::to_string);
-        let links = (!self.links.is_empty()).then(|| format!("what comes in by {}", shortened(&self.links)));
-        format!("table {} has no default route for {}", self.table, shortened(sources.chain(links)))
-    }
-}
-
-/// What differs.
-pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
-    plan_of(&desired.default_routes.families, desired, observed)
-}
-
-/// What differs in these families, wanted or not.
-pub fn plan_of(families: &[Family], desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
-    let declared = Declared::of(desired);
+/// The plan of the section.
+pub fn plan(desired: &Config, observed: &Observed) -> Result<Plan, Gap> {
+    let declared = DeclaredRules::to_come(desired, observed)?;
     let topology = Topology::after(desired, &declared, observed);
     let mut plan = Plan::default();
-    for family in families.iter().copied().collect::<BTreeSet<_>>() {
+    for family in sorted::set(desired.default_routes.families.iter().copied()) {
         Policy::new(desired, topology, family)?.plan(&mut plan)?;
     }
     Ok(plan)
 }
 
-/// The tables that are to be repaired, with those of their sources that have no way out.
-pub fn broken(desired: &Desired, observed: &Observed) -> Result<Vec<(Family, Broken)>, Gap> {
-    let declared = Declared::of(desired);
+/// The tables to repair, with those of their sources that have no default route.
+pub fn broken(desired: &Config, observed: &Observed) -> Result<Vec<(Family, Broken)>, Gap> {
+    let declared = DeclaredRules::to_come(desired, observed)?;
     let topology = Topology::after(desired, &declared, observed);
     let mut broken = Vec::new();
     for family in [Family::V4, Family::V6] {
@@ -75,20 +51,20 @@ pub fn broken(desired: &Desired, observed: &Observed) -> Result<Vec<(Family, Bro
 
 /// The policy tables of one family.
 struct Policy<'a> {
-    desired: &'a Desired,
+    desired: &'a Config,
     topology: Topology<'a>,
     family: Family,
     rules: Vec<&'a Rule>,
-    /// Those that may be looked after, with their routes.
+    /// The tables that the section manages, with their routes.
     tables: BTreeMap<u32, Cow<'a, [SeenRoute]>>,
 }
 
 impl<'a> Policy<'a> {
-    fn new(desired: &'a Desired, topology: Topology<'a>, family: Family) -> Result<Policy<'a>, Gap> {
+    fn new(desired: &'a Config, topology: Topology<'a>, family: Family) -> Result<Policy<'a>, Gap> {
         let rules: Vec<&Rule> = topology.rules()?.filter(|rule| rule.family == family).collect();
         let mut policy = Policy { desired, topology, family, rules, tables: BTreeMap::new() };
         let named = policy.rules.iter().filter(|rule| is_for_pods_or_uplinks(rule)).map(|rule| rule.table);
-        let ours: BTreeSet<u32> = named.filter(|table| policy.is_looked_after(*table)).collect();
+        let ours = sorted::set(named.filter(|table| policy.is_looked_after(*table)));
         policy.tables = policy.read(ours)?;
         Ok(policy)
     }
@@ -98,10 +74,14 @@ impl<'a> Policy<'a> {
         !is_kernels(table) && !excluded.iter().any(|range| range.contains(table))
     }
 
-    /// The routes of these tables, asked for at once, so that they are looked at in one go.
+    /// The routes of these tables, requested together.
     fn read(&self, tables: BTreeSet<u32>) -> Result<BTreeMap<u32, Cow<'a, [SeenRoute]>>, Gap> {
         self.topology.ask_for_tables(tables.iter().map(|table| (self.family, *table)))?;
-        tables.into_iter().map(|table| Ok((table, self.topology.table(self.family, table)?))).collect()
+        let mut read = BTreeMap::new();
+        for table in tables {
+            read.insert(table, self.topology.table(self.family, table)?);
+        }
+        Ok(read)
     }
 
     fn plan(&self, plan: &mut Plan) -> Result<(), Gap> {
@@ -109,22 +89,22 @@ impl<'a> Policy<'a> {
         let (mut repaired, mut blocked) = (BTreeSet::new(), Vec::new());
         for table in broken.into_values() {
             match gateway::find(self.topology, self.family, &table)? {
-                Verdict::Known(gateway) => {
+                GatewayVerdict::Known(gateway) => {
                     let reason = format!("{}; {}", table.complaint(), gateway.evidence);
-                    let step = |route| Step { change: Change::AddRoute(route), reason: reason.clone() };
-                    plan.steps.extend(self.routes(table.table, gateway).map(step));
+                    let step = |route| Step::new(Change::Route(Op::Add(route)), reason.clone());
+                    plan.steps.extend(repair(self.family, table.table, gateway).map(step));
                     repaired.insert(table.table);
                 }
-                Verdict::Blocked(because) => blocked.push((table, because)),
-                Verdict::OfVrf => {}
+                GatewayVerdict::Blocked(because) => blocked.push((table, because)),
+                GatewayVerdict::OfVrf => {}
             }
         }
-        // What gets a default route by another of its tables is broken no longer.
+        // A source that gets a default route from another of its tables is no longer broken.
         let helped = Served::of(self.rules.iter().copied().filter(|rule| repaired.contains(&rule.table)));
         for (mut table, because) in blocked {
             let to_it = self.rules.iter().filter(|rule| rule.table == table.table && is_for_pods_or_uplinks(rule));
             let left = to_it.filter(|rule| !helped.has(rule)).filter_map(|rule| sends(rule)).map(|(source, _)| source);
-            let left: BTreeSet<IpAddr> = left.collect();
+            let left = sorted::set(left);
             table.sources.retain(|source| left.contains(source));
             table.links.retain(|link| !helped.links.contains(link));
             if !table.sources.is_empty() || !table.links.is_empty() {
@@ -132,37 +112,40 @@ impl<'a> Policy<'a> {
                 plan.blocked.push(Blocked::new(want, because));
             }
         }
-        self.give_way(plan)
+        self.give_way(&repaired, plan)
     }
 
-    /// A default that was added to repair a table goes once another one is there. Until then neither it nor the route to
-    /// its gateway stands in the way of the owner's, as what an earlier version added without a metric would.
-    fn give_way(&self, plan: &mut Plan) -> Result<(), Gap> {
+    /// Handles the routes that were added to repair a table. The default is deleted once another one exists. Until then
+    /// neither it nor the route to its gateway may block the owner's routes, as routes of an earlier version without a
+    /// metric would.
+    fn give_way(&self, repaired: &BTreeSet<u32>, plan: &mut Plan) -> Result<(), Gap> {
         for (table, routes) in &self.tables {
             let ours = routes.iter().filter(|route| route.protocol == PROTO_MENDED && route.is_unlimited());
-            // On the link first, then what lies behind it.
+            // The on-link route first, then the one through it.
             let (defaults, hosts): (Vec<_>, Vec<_>) = ours.partition(|route| route.to.network_length() == 0);
-            if defaults.is_empty() {
+            if defaults.is_empty() && !repaired.contains(table) {
                 continue;
             }
             let has_owners = has_default_of_others(routes);
-            let mut last: BTreeSet<IpCidr> = routes.iter().filter(|it| it.metric == LAST).map(|it| it.to).collect();
+            let mut last = sorted::set(routes.iter().filter(|it| it.metric == LAST).map(|it| it.to));
             for seen in hosts.into_iter().chain(defaults) {
                 let goes = has_owners && seen.to.network_length() == 0;
                 if !goes && seen.metric == LAST {
                     continue;
                 }
                 let link = seen.oif().map(|index| self.topology.link(index)).transpose()?.flatten();
-                let Some(route) = seen.to_route(link.map(|link| link.dev.clone())) else { continue };
+                // One that others have added next hops to is more than ours.
+                let Target::Hop(_) = seen.target else { continue };
+                let route = seen.to_route(|_| link.map(|link| link.dev.clone()));
                 let reason = match goes {
                     true => format!("table {table} has another default route now"),
-                    false => format!("it has the place of the route that the owner of table {table} may add"),
+                    false => format!("it blocks the route that the owner of table {table} may add"),
                 };
-                let step = |change| Step { change, reason: reason.clone() };
+                let step = |change| Step::new(change, reason.clone());
                 if !goes && last.insert(seen.to) {
-                    plan.steps.push(step(Change::AddRoute(Route { metric: Some(LAST), ..route.clone() })));
+                    plan.steps.push(step(Change::Route(Op::Add(Route { metric: Some(LAST), ..route.clone() }))));
                 }
-                plan.steps.push(step(Change::DeleteRoute(route)));
+                plan.steps.push(step(Change::Route(Op::Delete(route))));
             }
         }
         Ok(())
@@ -170,11 +153,11 @@ impl<'a> Policy<'a> {
 
     /// Tables without a default route, with those of their sources that have none elsewhere either.
     fn broken(&self) -> Result<BTreeMap<u32, Broken>, Gap> {
-        let lacking: BTreeSet<u32> =
-            self.tables.iter().filter(|(_, routes)| !has_default(routes.iter())).map(|(table, _)| *table).collect();
+        let lacking = self.tables.iter().filter(|(_, routes)| !has_default(routes.iter())).map(|(table, _)| *table);
+        let lacking = sorted::set(lacking);
         let mut broken: BTreeMap<u32, Broken> = BTreeMap::new();
         if lacking.is_empty() {
-            return Ok(broken); // so that a healthy node pays nothing for its pods' addresses
+            return Ok(broken); // so that a healthy node does not look at its pods' addresses
         }
         let served = self.served(&lacking)?;
         for rule in self.rules.iter().filter(|rule| lacking.contains(&rule.table) && is_for_pods_or_uplinks(rule)) {
@@ -195,40 +178,35 @@ impl<'a> Policy<'a> {
         Ok(broken)
     }
 
-    /// The rules of those that a lacking table has sources of which lead to a table with a default route.
+    /// Of the sources of tables that lack a default: the rules that look up a table with one.
     fn served(&self, lacking: &BTreeSet<u32>) -> Result<Served<'a>, Gap> {
         let suspects = self.rules.iter().filter(|rule| lacking.contains(&rule.table));
-        let sources: BTreeSet<IpAddr> = suspects.clone().filter_map(|rule| Some(sends(rule)?.0)).collect();
-        let links: BTreeSet<&IfName> = suspects.filter_map(|rule| Some(sends_by_link(rule)?.0)).collect();
+        let sources = sorted::set(suspects.clone().filter_map(|rule| Some(sends(rule)?.0)));
+        let links = sorted::set(suspects.filter_map(|rule| Some(sends_by_link(rule)?.0)));
         let concerns = |rule: &&&Rule| {
             sends(rule).is_some_and(|(source, _)| sources.contains(&source))
                 || sends_by_link(rule).is_some_and(|(link, _)| links.contains(link))
         };
         let others: Vec<&'a Rule> = self.rules.iter().filter(concerns).copied().collect();
-        let tables = self.read(others.iter().map(|rule| rule.table).collect())?;
+        let tables = self.read(sorted::set(others.iter().map(|rule| rule.table)))?;
         let has_way = |rule: &&&Rule| tables.get(&rule.table).is_some_and(|routes| has_default(routes.iter()));
         let mut served = Served::of(others.iter().copied().filter(|rule| has_way(&rule)));
         self.serve_by_subnet(&sources, &mut served)?;
         Ok(served)
     }
 
-    /// An address of this node has its way out also by a rule for a subnet that holds it, if the default there leaves by
-    /// the link that carries it: what its own table has is then all that it is to have.
+    /// An address of this node also has a default route through a rule for a subnet that contains it, if the default of
+    /// that table uses the address's own link. Its own table then needs none.
     fn serve_by_subnet(&self, sources: &BTreeSet<IpAddr>, served: &mut Served<'a>) -> Result<(), Gap> {
         let holds = |rule: &&&Rule| sends_subnet(rule).is_some_and(|(of, _)| sources.iter().any(|it| of.contains(it)));
         let rules: Vec<&'a Rule> = self.rules.iter().filter(holds).copied().collect();
         if rules.is_empty() {
             return Ok(());
         }
-        let tables = self.read(rules.iter().map(|rule| rule.table).filter(|table| !is_kernels(*table)).collect())?;
+        let tables = self.read(sorted::set(rules.iter().map(|rule| rule.table).filter(|table| !is_kernels(*table))))?;
         for (rule, routes) in rules.iter().filter_map(|rule| Some((rule, tables.get(&rule.table)?))) {
             let Some((subnet, _)) = sends_subnet(rule).filter(|_| has_default(routes.iter())) else { continue };
-            let exits: BTreeSet<u32> = routes
-                .iter()
-                .filter(|it| it.is_of_default_class())
-                .flat_map(SeenRoute::hops)
-                .filter_map(|hop| hop.oif)
-                .collect();
+            let exits = exits_of(routes.iter());
             for source in sources.iter().filter(|source| subnet.contains(source)) {
                 if !self.topology.carriers(*source)?.is_disjoint(&exits) {
                     served.sources.entry(*source).or_default().push(rule.selector.to);
@@ -238,33 +216,40 @@ impl<'a> Policy<'a> {
         Ok(())
     }
 
-    /// Whether a rule is for destinations alone that its table leads to without a default.
+    /// Whether a rule is only for destinations that its table has routes to, without a default.
     fn is_complete_for(&self, rule: &Rule) -> bool {
         let routes = self.tables.get(&rule.table);
         routes.zip(rule.selector.to.as_ref()).is_some_and(|(routes, to)| leads_to(routes, to))
     }
 
-    /// Whether there is a link of this name: the rules of one that has gone are left over.
+    /// Whether a link of this name exists. Rules of a deleted link are leftovers.
     fn is_there(&self, name: &IfName) -> Result<bool, Gap> {
         Ok(self.topology.observed().links_named([name.clone()])?.first().is_some_and(Option::is_some))
     }
-
-    /// The routes to add. The gateway has to be reachable before a route over it is accepted.
-    fn routes(&self, table: u32, gateway: Gateway) -> impl Iterator<Item = Route> {
-        let Gateway { address, dev, has_host_route, .. } = gateway;
-        let on_link = if self.family == Family::V4 { Scope::Link } else { Scope::Global };
-        let host = self.route(table, IpCidr::new_host(address), dev, on_link);
-        let default = Route { to: self.family.everything(), via: Some(address), scope: Scope::Global, ..host.clone() };
-        (!has_host_route).then_some(host).into_iter().chain([default])
-    }
-
-    fn route(&self, table: u32, to: IpCidr, dev: Dev, scope: Scope) -> Route {
-        let (via, dev, metric) = (None, Some(dev), Some(LAST));
-        Route { table, to, via, dev, scope, metric, onlink: false, protocol: PROTO_MENDED }
-    }
 }
 
-/// Sources and links that some rule leads to a table with a default route.
+/// The routes that repair a table. The kernel accepts a route only if its gateway is reachable.
+pub fn repair(family: Family, table: u32, gateway: Gateway) -> impl Iterator<Item = Route> {
+    let Gateway { address, dev, has_host_route, .. } = gateway;
+    let host = Route {
+        table,
+        to: IpCidr::new_host(address),
+        special: None,
+        via: None,
+        dev: Some(dev),
+        hops: Vec::new(),
+        nexthop: None,
+        scope: if family == Family::V4 { Scope::Link } else { Scope::Global },
+        metric: Some(LAST),
+        onlink: false,
+        options: RouteOptions::default(),
+        protocol: PROTO_MENDED,
+    };
+    let default = Route { to: family.everything(), via: Some(address), scope: Scope::Global, ..host.clone() };
+    (!has_host_route).then_some(host).into_iter().chain([default])
+}
+
+/// Sources and links that some rule sends to a table with a default route.
 #[derive(Default)]
 struct Served<'a> {
     /// With the destinations that the rules are limited to.
@@ -273,7 +258,7 @@ struct Served<'a> {
 }
 
 impl<'a> Served<'a> {
-    /// What these rules lead to their tables.
+    /// What these rules send to their tables.
     fn of(rules: impl Iterator<Item = &'a Rule>) -> Served<'a> {
         let mut served = Served::default();
         for rule in rules {
@@ -285,7 +270,7 @@ impl<'a> Served<'a> {
         served
     }
 
-    /// Whether what a rule's source sends to the rule's destinations is among it.
+    /// Whether this covers the source and destinations of a rule.
     fn has(&self, rule: &Rule) -> bool {
         let to = rule.selector.to.as_ref();
         let holds = |wide: &IpCidr| to.is_some_and(|to| covers(wide, to));
@@ -294,14 +279,12 @@ impl<'a> Served<'a> {
     }
 }
 
-/// Whether a rule leads a single source to its table, perhaps for destinations that hold the source itself (the VPC
-/// CNI's old form), or what comes in by one of the VPC CNI's branch links or the pods behind it.
+/// Whether a rule sends a single source to its table, possibly limited to destinations that include the source itself
+/// (the old form of the VPC CNI), or packets from a branch link of the VPC CNI or from the pods behind it.
 fn is_for_pods_or_uplinks(rule: &Rule) -> bool {
     let old_form = |source: IpAddr| rule.selector.to.is_none_or(|to| to.contains(&source) && !to.is_host_address());
     let by_source = sends(rule).is_some_and(|(source, _)| old_form(source));
-    let of_branch =
-        |link: &IfName| is_branch_link(link) || link.as_bytes().starts_with(b"vlan") && is_pod_link(link, false);
-    by_source || sends_by_link(rule).is_some_and(|(link, _)| of_branch(link))
+    by_source || sends_by_link(rule).is_some_and(|(link, _)| is_branch_link(link) || is_branch_pod_link(link))
 }
 
 #[cfg(test)]
@@ -353,6 +336,27 @@ mod tests {
             let (added, blocked) = outcome("{}", node);
             assert!(added.is_empty() && blocked.len() == 1, "{added:?} {blocked:?}");
         }
+    }
+
+    #[test]
+    fn one_plan_repairs_a_table_and_moves_what_an_earlier_version_left_in_it() {
+        let left = "route 10.0.0.1 dev 3 scope link table 2 proto 170";
+        let (added, _) = outcome("{}", &format!("{WORKER}\n{left}"));
+        let host = "10.0.0.1 dev eth1 table 2";
+        let last = "proto 170 scope link metric 4294967295";
+        let default = "default via 10.0.0.1 dev eth1 table 2 proto 170 scope global metric 4294967295";
+        let moved = format!("ip route del {host} proto 170 scope link");
+        assert_eq!(added, [self::added(default), self::added(&format!("{host} {last}")), moved]);
+    }
+
+    #[test]
+    fn what_repairs_a_table_and_is_declared_too_has_its_place() {
+        let left =
+            "route 10.0.0.1 dev 3 scope link table 2 proto 170\nroute default via 10.0.0.1 dev 3 table 2 proto 170";
+        let node = format!("{WORKER}\n{left}");
+        let declared = "routes: [{to: default, via: 10.0.0.1, dev: eth1, table: 2}]";
+        let moves_default = |yaml| outcome(yaml, &node).0.iter().any(|it| it.contains("del default"));
+        assert!(moves_default("{}") && !moves_default(declared));
     }
 
     #[test]
@@ -421,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_tables_are_mended_when_the_gateway_is_certain() {
+    fn broken_tables_are_repaired_when_the_gateway_is_certain() {
         let host = added("10.0.0.1 dev eth1 table 2 proto 170 scope link metric 4294967295");
         let default = added("default via 10.0.0.1 dev eth1 table 2 proto 170 scope global metric 4294967295");
         let both = vec![host, default.clone()];
@@ -497,7 +501,7 @@ mod tests {
             (
                 "outside the subnet",
                 with("route 10.7.0.1 dev 3 scope link table 2"),
-                "10.7.0.1 lies outside the subnets of eth1 (10.0.0.0/24)",
+                "10.7.0.1 is outside the subnets of eth1 (10.0.0.0/24)",
             ),
             ("pod of a rule", with("route 10.0.0.102 dev 3 scope link table 2"), "10.0.0.102 is a pod's address"),
             (
@@ -506,11 +510,11 @@ mod tests {
                 "10.0.0.103 is a pod's address",
             ),
             ("interface gone", with("route 10.0.0.1 dev 99 scope link table 2"), "is gone"),
-            ("flushed, address lost", eth1(""), "no interface here has 10.0.0.11, the address of its rule 32765"),
+            ("flushed, address lost", eth1(""), "no interface has 10.0.0.11, the address of its rule 32765"),
             (
                 "flushed, gateway elsewhere",
                 WORKER.replace("default via 10.0.0.1", "default via 10.9.0.1"),
-                "(10.9.0.1) lies in its subnets (10.0.0.0/24)",
+                "(10.9.0.1) is in its subnets (10.0.0.0/24)",
             ),
             (
                 "flushed, two gateways",
@@ -530,7 +534,7 @@ mod tests {
             (
                 "the gateway is led to otherwise",
                 with("route 10.0.0.0/24 dev 3 scope link table 2\nroute 10.0.0.1 via 10.0.0.9 dev 3 table 2"),
-                "leads to 10.0.0.1 by another way",
+                "reaches 10.0.0.1 another way",
             ),
             (
                 "several hops in main",
@@ -579,7 +583,7 @@ mod tests {
             assert_eq!(outcome("{}", &format!("{tables}\n{rule}")), (vec![], vec![]), "{rule}");
         }
         let single = format!("{tables}\nrule 10 from 10.0.0.101 table 7");
-        assert_eq!(outcome("{}", &single).0.len(), 1, "the same with a single source is mended");
+        assert_eq!(outcome("{}", &single).0.len(), 1, "the same with a single source is repaired");
         for excluded in ["[7]", "[[1, 9]]", "[3, [7, 7]]"] {
             let yaml = format!("default_routes: {{exclude_tables: {excluded}}}");
             assert_eq!(outcome(&yaml, &single), (vec![], vec![]), "{excluded}");
@@ -603,7 +607,7 @@ mod tests {
         let left = [moved(host).to_vec(), vec![format!("ip route del {default}")]].concat();
         assert_eq!(outcome("{}", &owners), (left, vec![]), "the owner has a default by now");
         let excluded = "default_routes: {exclude_tables: [2]}";
-        assert_eq!(outcome(excluded, &format!("{WORKER}{live}")), (vec![], vec![]), "not looked after");
+        assert_eq!(outcome(excluded, &format!("{WORKER}{live}")), (vec![], vec![]), "excluded");
         let last = live.replace("170", "170 metric 4294967295");
         assert_eq!(outcome("{}", &format!("{WORKER}{last}")), (vec![], vec![]), "as this version adds them");
     }
@@ -626,7 +630,7 @@ mod tests {
     #[test]
     fn a_healthy_node_is_asked_for_rules_and_policy_tables_only() {
         let mut node = Model::new(&format!("{WORKER}\n{DEFAULT}"));
-        node.plan(plan, &Desired::default());
+        node.plan(plan, &Config::default());
         assert_eq!(node.asked, [Want::Rules, Want::Routes(RouteSet::Table(Family::V4, 2))]);
     }
 }

@@ -1,63 +1,119 @@
-//! The registry of reconcilers. Each is one file with one pure `plan`: what differs between the desired and the
-//! observed state becomes changes, or a blocked wish. A new one is a file and a line here.
+//! The registry of reconcilers. Each is one file with one pure `plan` that turns the differences between the desired
+//! and the observed state into changes, or blocked ones. A new section is a file and a line here.
+//!
+//! A `plan` does not look; it asks. For something that was not looked at yet it gets an error, [`Gap::Unseen`], that
+//! `?` passes to the engine, which looks and calls `plan` again from the beginning, until nothing is missing. So a plan
+//! - keeps nothing between two calls, and depends only on its arguments,
+//! - asks for many things in one call (`observed.links(indexes)`, not one by one in a loop): each round of questions is
+//!   one more call, and repeats what comes before it,
+//! - asks before it does expensive work, and asks only for what it needs: a look costs time, and one that fails fails
+//!   the plan ([`Gap::Failed`]), unless the plan can do without.
 
 mod addresses;
 mod bridges;
 pub mod default_routes;
 pub mod gateway;
+mod kernel_rules;
 pub mod kube_proxy;
 mod masquerade;
 mod namespaces;
+mod ownership;
+mod pod_rules;
+mod ports;
 #[cfg(test)]
 mod properties;
 pub mod routes;
 pub mod rp_filter;
 pub mod rules;
-mod sysctls;
+pub(crate) mod sysctls;
 #[cfg(test)]
 pub(crate) mod testing;
 
 use crate::change::Plan;
-use crate::desired::{Desired, Mode};
+use crate::config::{Config, Mode};
+use crate::history::memory::{Kind, Note};
 use crate::observed::{Gap, Observed};
 
-/// Looks after one section of the configuration.
+/// Plans one section of the configuration.
 #[derive(Debug)]
 pub struct Reconciler {
     /// Name of the section.
     pub name: &'static str,
-    /// What may be done about its findings.
-    pub mode: fn(&Desired) -> Mode,
-    /// Whether it takes its time: planned once, when all others are done.
+    /// The mode in the configuration.
+    pub mode: fn(&Config) -> Mode,
+    /// Whether it takes time: planned once, after all others.
     pub waits: bool,
-    /// What differs. Asks for what has not been looked at yet by failing with a [`Gap`].
-    pub plan: PlanFn,
+    /// Whether the configuration declares anything here.
+    pub is_declared: fn(&Config) -> bool,
+    /// For sections whose objects are deleted when they are no longer declared: their kind. If none exist, that is
+    /// saved, to avoid looking for them.
+    leaves: Option<Kind>,
+    plan: PlanFn,
 }
 
-/// All reconcilers, in the order in which their changes are made; what is no longer declared goes in the reverse
-/// order. An interface comes before its addresses, addresses before the routes that need them. Rules and routes come
-/// before `default_routes`, which would otherwise have to guess for a declared table.
+impl Reconciler {
+    /// The plan of the section.
+    ///
+    /// # Errors
+    ///
+    /// What must be looked at first, or could not be read.
+    pub fn plan(&self, desired: &Config, observed: &Observed) -> Result<Plan, Gap> {
+        let Some(kind) = self.leaves else { return (self.plan)(desired, observed) };
+        let known = observed.recall()?.memory.made.get(&kind).copied();
+        if known == Some(false) && !(self.is_declared)(desired) {
+            return Ok(Plan::default());
+        }
+        let mut plan = (self.plan)(desired, observed)?;
+        if let Some(some) = plan.leaves.take().filter(|some| known != Some(*some)) {
+            // Noted before the first object is created, so that none is ever forgotten; and after the last one is gone.
+            let at = if some { 0 } else { plan.remember.len() };
+            plan.remember.insert(at, Note::Made(kind, some));
+        }
+        Ok(plan)
+    }
+}
+
+/// All reconcilers, in the order in which their changes are made; removals are made in reverse order. An interface
+/// comes before its addresses, addresses before the routes that need them. Rules and routes come before
+/// `default_routes`, which would otherwise have to guess for a declared table,
+/// and repairs the tables that rules name.
 pub const ALL: &[Reconciler] = &[
-    declared("bridges", bridges::plan),
-    declared("sysctls", sysctls::plan),
-    declared("addresses", addresses::plan),
-    declared("masquerade", masquerade::plan),
-    declared("rules", rules::plan),
-    declared("routes", routes::plan),
-    mending("namespaces", namespaces::mode, namespaces::plan),
-    mending("default_routes", |desired| desired.default_routes.mode, default_routes::plan),
-    mending("rp_filter", |desired| desired.rp_filter.mode, rp_filter::plan),
-    Reconciler { waits: true, ..mending("kube_proxy", |desired| desired.kube_proxy.mode, kube_proxy::plan) },
+    leaving(Kind::Bridges, declared("bridges", |desired| !desired.bridges.is_empty(), bridges::plan)),
+    leaving(Kind::Sysctls, declared("sysctls", sysctls::are_declared, sysctls::plan)),
+    leaving(
+        Kind::Addresses,
+        declared("addresses", |desired| desired.all_addresses().next().is_some(), addresses::plan),
+    ),
+    leaving(Kind::Masquerade, declared("masquerade", |desired| !desired.masquerade.is_empty(), masquerade::plan)),
+    declared("rules", |desired| !desired.rules.is_empty(), rules::plan),
+    leaving(Kind::Routes, declared("routes", |desired| !desired.routes.is_empty(), routes::plan)),
+    // Most nodes have nothing for these two, and `status` shows them if there is something to report.
+    Reconciler { is_declared: |_| false, ..repairing("pod_rules", |desired| desired.pod_rules.mode, pod_rules::plan) },
+    Reconciler {
+        is_declared: |_| false,
+        ..repairing("kernel_rules", |desired| desired.kernel_rules.mode, kernel_rules::plan)
+    },
+    Reconciler {
+        is_declared: |desired| !desired.namespaces.is_empty(),
+        ..repairing("namespaces", namespaces::mode, namespaces::plan)
+    },
+    repairing("default_routes", |desired| desired.default_routes.mode, default_routes::plan),
+    repairing("rp_filter", |desired| desired.rp_filter.mode, rp_filter::plan),
+    Reconciler { waits: true, ..repairing("kube_proxy", |desired| desired.kube_proxy.mode, kube_proxy::plan) },
 ];
 
-type PlanFn = fn(&Desired, &Observed) -> Result<Plan, Gap>;
+type PlanFn = fn(&Config, &Observed) -> Result<Plan, Gap>;
 
-const fn declared(name: &'static str, plan: PlanFn) -> Reconciler {
-    mending(name, |_| Mode::Enforce, plan)
+const fn declared(name: &'static str, is_declared: fn(&Config) -> bool, plan: PlanFn) -> Reconciler {
+    Reconciler { is_declared, ..repairing(name, |_| Mode::Enforce, plan) }
 }
 
-const fn mending(name: &'static str, mode: fn(&Desired) -> Mode, plan: PlanFn) -> Reconciler {
-    Reconciler { name, mode, waits: false, plan }
+const fn leaving(kind: Kind, section: Reconciler) -> Reconciler {
+    Reconciler { leaves: Some(kind), ..section }
+}
+
+const fn repairing(name: &'static str, mode: fn(&Config) -> Mode, plan: PlanFn) -> Reconciler {
+    Reconciler { name, mode, waits: false, is_declared: |_| true, leaves: None, plan }
 }
 
 #[cfg(test)]
@@ -65,7 +121,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::desired::SCHEMA;
+    use crate::config::SCHEMA;
 
     #[test]
     fn every_reconciler_is_named_after_a_section() {

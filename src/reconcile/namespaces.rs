@@ -1,29 +1,29 @@
-//! `namespaces`: network namespaces that nobody uses any more go, and then the links that belonged to them.
+//! `namespaces`: unused network namespaces are removed, and then their links.
 //!
-//! One that matches, has no process in it, and was seen so by two runs at least `older_than` apart. None of a sandbox
-//! of the container runtime, which may be without a process for a while. A link whose other end is in a namespace goes
-//! with it, by the kernel; what is left to be deleted is a veth both ends of which are on the host.
+//! A namespace is unused if it matches, has no process, and two runs at least `older_than` apart have seen it like
+//! that. Sandboxes of the container runtime are never removed; they may be without a process for a while. The kernel
+//! deletes a link whose other end is in the namespace; what remains is a veth with both ends on the host.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::change::{Blocked, Change, Plan, Step};
-use crate::desired::{Desired, Mode, Namespaces};
-use crate::memory::Note;
-use crate::netns::{Idle, IdleLink, IdleNetns, NetnsId, NetnsName, SeenNetns, Veth};
+use crate::config::{Config, Mode, Namespaces};
+use crate::history::memory::Note;
+use crate::model::netns::{Idle, IdleLink, IdleNetns, NetnsId, NetnsName, SeenNetns, Veth};
 use crate::observed::{Gap, Observed};
 use crate::sorted;
 
-/// So many namespaces and so many links are remembered. Those beyond wait until others have gone.
+/// How many namespaces and links are saved. More have to wait until others are gone.
 const MOST_REMEMBERED: usize = 512;
 
-/// What may be done with the section as a whole. Without an entry it still has to forget.
-pub fn mode(desired: &Desired) -> Mode {
+/// The mode of the whole section. Without entries it still updates its state.
+pub fn mode(desired: &Config) -> Mode {
     let any = |mode| desired.namespaces.iter().any(|entry| entry.mode() == mode);
     if any(Mode::Observe) && !any(Mode::Enforce) { Mode::Observe } else { Mode::Enforce }
 }
 
-pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
+pub fn plan(desired: &Config, observed: &Observed) -> Result<Plan, Gap> {
     let recall = observed.recall()?;
     let known = &recall.memory.namespaces;
     let entries = &desired.namespaces;
@@ -38,7 +38,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
         let known_links = sorted::map(known.links.iter().map(|it| ((&*it.name, it.index), it.since)));
         let mut taken = BTreeSet::new();
         for (entry, name, id, reason) in stale {
-            steps(&mut plan, entry).push(Step { change: Change::DeleteNetns(name.clone(), id), reason });
+            steps(&mut plan, entry).push(Step::new(Change::DeleteNetns(name.clone(), id), reason));
             let its = owned.get(name).into_iter().flatten().filter(|(other, _)| std::ptr::eq(*other, entry));
             for (_, veth) in its {
                 let change = Change::DeleteVeth((*veth).clone(), Some(name.clone()));
@@ -54,7 +54,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
                 idle.links.push(IdleLink { name, index, since });
             }
             if clock.is_due(before, entry.older_than()) {
-                let why = format!("both ends are here, and its namespace is not there for {}", clock.age(since));
+                let why = format!("both ends are here, and its namespace has not existed for {}", clock.age(since));
                 push_once(&mut plan, &mut taken, entry, Change::DeleteVeth(veth.clone(), None), why);
             }
         }
@@ -63,7 +63,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     Ok(plan)
 }
 
-/// Those that are enforced first, so that what is only observed takes no place from them.
+/// Enforced ones first, so that observed ones do not displace them.
 const BY_WEIGHT: [Mode; 2] = [Mode::Enforce, Mode::Observe];
 
 fn by_weight(entries: &[Namespaces]) -> impl Iterator<Item = &Namespaces> {
@@ -72,7 +72,7 @@ fn by_weight(entries: &[Namespaces]) -> impl Iterator<Item = &Namespaces> {
 
 type Stale<'a> = (&'a Namespaces, &'a NetnsName, NetnsId, String);
 
-/// The namespaces that are due to go, as far as their processes tell.
+/// The namespaces that are due, judged by their processes.
 fn stale<'a>(
     entries: &'a [Namespaces],
     all: &'a [SeenNetns],
@@ -98,16 +98,16 @@ fn stale<'a>(
                 idle.namespaces.push(IdleNetns { name: text, id, since });
             }
             if clock.is_due(before, entry.older_than()) {
-                stale.push((*entry, name, id, format!("no process is in it for {}", clock.age(since))));
+                stale.push((*entry, name, id, format!("no process has been in it for {}", clock.age(since))));
             }
         }
     }
     Ok(stale)
 }
 
-/// Asks crictl only where there is something to remove.
+/// Calls crictl only if there is something to remove.
 fn without_sandboxes<'a>(
-    desired: &Desired,
+    desired: &Config,
     observed: &Observed,
     stale: Vec<Stale<'a>>,
     plan: &mut Plan,
@@ -119,19 +119,19 @@ fn without_sandboxes<'a>(
         Ok(sandboxes) => Ok(stale.into_iter().filter(|(_, name, id, _)| !sandboxes.have(name, *id)).collect()),
         Err(why) => {
             let names: Vec<String> = stale.iter().map(|(_, name, ..)| name.to_string()).collect();
-            let want = format!("the removal of namespaces without a process: {}", names.join(", "));
-            let because = format!("whether one is of a pod's sandbox is not known: {why}");
+            let want = format!("remove namespaces without a process: {}", names.join(", "));
+            let because = format!("cannot determine whether one belongs to a pod's sandbox: {why}");
             plan.blocked.push(Blocked::unseen(want, because));
             Ok(Vec::new())
         }
     }
 }
 
-/// The veths that belong to namespaces, each with the entry that says so.
+/// The veths that belong to namespaces, each with the entry that matches it.
 struct Links<'a> {
-    /// By namespace, where there is just one that they can belong to.
+    /// By namespace, if there is only one that they can belong to.
     owned: BTreeMap<&'a NetnsName, Vec<(&'a Namespaces, &'a Veth)>>,
-    /// Those whose namespace is not there.
+    /// Those whose namespace does not exist.
     orphans: Vec<(&'a Namespaces, &'a Veth)>,
 }
 
@@ -167,13 +167,13 @@ fn steps<'a>(plan: &'a mut Plan, entry: &Namespaces) -> &'a mut Vec<Step> {
     if entry.mode() == Mode::Enforce { &mut plan.steps } else { &mut plan.observed }
 }
 
-/// Plans to delete a veth, unless it or its other end is to go already, which takes it along. `taken` has the indexes of
-/// both ends of those.
+/// Plans to delete a veth, unless it or its other end is deleted already. `taken` has the indexes of both ends of
+/// those.
 fn push_once(plan: &mut Plan, taken: &mut BTreeSet<u32>, entry: &Namespaces, change: Change, reason: String) {
     let Change::DeleteVeth(Veth { dev, peer }, _) = &change else { return };
     if !taken.contains(&dev.index) {
         taken.extend([dev.index, *peer]);
-        steps(plan, entry).push(Step { change, reason });
+        steps(plan, entry).push(Step::new(change, reason));
     }
 }
 
@@ -189,7 +189,7 @@ impl Clock {
         before.filter(|before| *before <= self.now).unwrap_or(self.now)
     }
 
-    /// Whether an earlier run has seen it so, and that is long enough ago.
+    /// Whether an earlier run has seen it like that, long enough ago.
     fn is_due(self, before: Option<Duration>, older_than: Duration) -> bool {
         before.is_some_and(|before| before < self.begun && self.now.saturating_sub(before) >= older_than)
     }
@@ -208,7 +208,7 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netns::Sandboxes;
+    use crate::model::netns::Sandboxes;
     use crate::observed::Want;
     use crate::reconcile::testing::{Model, desired};
 
@@ -221,7 +221,7 @@ mod tests {
         node.recall.begun = node.recall.boot;
         node.asked.clear();
         let plan = node.plan(plan, &desired(yaml));
-        plan.remember.iter().for_each(|note| node.recall.memory.take(note.clone()));
+        plan.remember.iter().for_each(|note| node.recall.memory.take(note.clone(), Duration::ZERO));
         plan
     }
 
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn sandboxes_stay_and_where_crictl_cannot_tell_nothing_goes() {
+    fn sandboxes_stay_and_nothing_is_removed_if_crictl_fails() {
         let mut node = Model::new("netns fc-1 7\nnetns fc-2 8\nnetns fc-3 9\nveth 5 vh_1 6\nveth 7 vh_9 8");
         let names = [NetnsName::new(b"fc-1").unwrap()].into();
         node.sandboxes = Ok(Sandboxes { names, ids: [NetnsId { device: 4, inode: 8, changed: (0, 0) }].into() });

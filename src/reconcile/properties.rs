@@ -7,9 +7,9 @@ use proptest::prelude::*;
 
 use super::testing::{Model, desired};
 use super::{ALL, Reconciler, default_routes};
-use crate::change::{Change, Plan};
-use crate::desired::Desired;
-use crate::net::{KERNEL_PRIORITIES, PROTO_DECLARED, PROTO_MENDED, Route};
+use crate::change::{Change, Op, Plan};
+use crate::config::Config;
+use crate::model::{IfAddress, KERNEL_PRIORITIES, LinkKind, PROTO_DECLARED, PROTO_MENDED, PROTO_RESTORED, Route};
 use crate::topology::{has_default, sends};
 
 /// Lines of a node's description, drawn so that they collide often.
@@ -17,7 +17,7 @@ fn line() -> impl Strategy<Value = String> {
     let source =
         prop_oneof![(1_u8..6).prop_map(|n| format!("10.0.0.{n}")), (1_u8..4).prop_map(|n| format!("fd00::{n}"))];
     let table = prop_oneof![1_u32..5, Just(254), Just(2004)];
-    let proto = prop_oneof![Just(3), Just(170), Just(171)];
+    let proto = prop_oneof![Just(3), Just(170), Just(171), Just(172)];
     let priority = prop_oneof![Just(0), Just(100), Just(512), Just(1536), Just(32765), Just(32766)];
     let selector = prop_oneof![Just(""), Just("fwmark 7"), Just("iif eth1"), Just("to 10.0.0.0/16")];
     let rule =
@@ -35,12 +35,15 @@ fn line() -> impl Strategy<Value = String> {
         Just("0.0.0.0/1"),
         Just("128.0.0.0/1"),
     ];
+    let pod = (1_u8..6, 9_u32..11).prop_map(|(n, dev)| format!("route 10.0.0.{n} dev {dev} scope link table 254"));
+    let to_pod = (1_u8..6, prop_oneof![Just(0), Just(172)])
+        .prop_map(|(n, proto)| format!("rule 512 to 10.0.0.{n} table 254 proto {proto}"));
     let metric = prop_oneof![Just(""), Just("metric 7")];
     let route = (to, 2_u32..5, table, proto, metric).prop_map(|(to, dev, table, proto, metric)| {
         let scope = if to.contains("via") { "" } else { "scope link" };
         format!("route {to} dev {dev} {scope} table {table} proto {proto} {metric}")
     });
-    prop_oneof![rule, route]
+    prop_oneof![4 => rule, 4 => route, 1 => pod, 1 => to_pod]
 }
 
 fn node() -> impl Strategy<Value = String> {
@@ -61,12 +64,15 @@ fn node() -> impl Strategy<Value = String> {
         links.into_iter().enumerate().map(line).collect::<Vec<_>>()
     });
     let lines = prop::collection::vec(line(), 0..14);
-    (links, others, lines).prop_map(|(links, others, lines)| [links, others, lines].concat().join("\n"))
+    let pods = ["link 9 eni00000000009".to_owned(), "link 10 eni0000000000a".to_owned()];
+    (links, others, lines)
+        .prop_map(move |(links, others, lines)| [links, others, pods.to_vec(), lines].concat().join("\n"))
 }
 
 const DECLARATIONS: [&str; 6] = [
     "{}",
-    "rules: [{priority: 100, from: 10.0.0.1, table: 3}, {priority: 5, fwmark: 7, table: main}]",
+    "rules: [{priority: 100, from: 10.0.0.1, table: 3}, {priority: 5, fwmark: 7, table: main}, \
+     {priority: 6, not: true, dport: 53, goto: 100}, {priority: 7, l3mdev: true, family: ipv6}]",
     "routes: [{to: default, via: 10.0.0.1, dev: eth1, table: 3}, {to: fd00::/64, dev: eth0, table: 2}]",
     "bridges: [{name: br0, addresses: [10.0.8.1/32, 'fd08::1/128'], stp: true}]",
     "masquerade: [{source: 10.0.8.0/24, except_out: br0}, {source: 'fd08::/64', out: eth0}]",
@@ -110,7 +116,7 @@ fn more_of_everything_takes_no_more_looks_one_after_another() {
         let (node, yaml) = many(n);
         let mut model = Model::new(&node);
         model.recall.boot = std::time::Duration::from_secs(3600);
-        model.plan(reconciler.plan, &desired(&yaml));
+        model.plan_section(reconciler.name, &desired(&yaml));
         let asked: BTreeSet<_> = model.asked.iter().map(|want| format!("{want:?}")).collect();
         assert_eq!(asked.len(), model.asked.len(), "{} asks twice: {:?}", reconciler.name, model.asked);
         model.begun
@@ -121,18 +127,18 @@ fn more_of_everything_takes_no_more_looks_one_after_another() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_second_plan_is_empty_and_what_others_own_stays(text in node(), yaml in prop::sample::select(&DECLARATIONS)) {
         let desired = desired(yaml);
         let mut model = Model::new(&text);
         for reconciler in ALL {
-            let plan = model.plan(reconciler.plan, &desired);
+            let plan = model.plan_section(reconciler.name, &desired);
             for step in plan.steps.iter().chain(&plan.removals) {
                 let protocol = match &step.change {
                     // What repaired a table goes once its owner's default is there, or once it is there out of the owner's place.
-                    Change::DeleteRoute(route) if route.protocol == PROTO_MENDED && reconciler.name == "default_routes" => {
+                    Change::Route(Op::Delete(route)) if route.protocol == PROTO_MENDED && reconciler.name == "default_routes" => {
                         let is_it = |it: &crate::observed::SeenRoute| {
                             (it.table, it.to, it.protocol, it.metric) == (route.table, route.to, PROTO_MENDED, route.stored_metric())
                         };
@@ -142,43 +148,47 @@ proptest! {
                         prop_assert!(if route.to.network_length() == 0 { has_default(of_family) } else { moved() }, "{}:\n{text}", step.change);
                         PROTO_DECLARED
                     }
-                    Change::DeleteRoute(route) => route.protocol,
-                    Change::ReplaceRoute { new: route, .. } => {
+                    Change::Route(Op::Delete(route)) => route.protocol,
+                    Change::Route(Op::Replace { new: route, .. }) => {
                         let old = |it: &&crate::observed::SeenRoute| {
                             (it.table, it.to, it.metric) == (route.table, route.to, route.stored_metric())
                         };
                         let old = model.routes.iter().find(old).unwrap().protocol;
                         if old == PROTO_MENDED { PROTO_DECLARED } else { old }
                     }
-                    Change::DeleteRule(rule) => rule.protocol,
-                    Change::AddRule(rule) => {
-                        prop_assert!(!KERNEL_PRIORITIES.contains(&rule.priority));
+                    Change::Rule(Op::Delete(old)) if old.rule.protocol == PROTO_RESTORED && reconciler.name == "pod_rules" => PROTO_DECLARED,
+                    Change::Rule(Op::Delete(old) | Op::Replace { old, .. }) => old.rule.protocol,
+                    Change::Rule(Op::Add(new)) => {
+                        let is_kernels = new.extras.is_none() && KERNEL_PRIORITIES.contains(&new.rule.priority);
+                        prop_assert_eq!(is_kernels, reconciler.name == "kernel_rules", "{}", new);
                         PROTO_DECLARED
                     }
-                    Change::DeleteAddress { dev, address: inet, .. } => {
+                    Change::Address(Op::Delete(IfAddress { dev, inet, .. })) => {
                         let index = model.links.iter().find(|link| link.dev.name == *dev).unwrap().dev.index;
                         let is_it = |it: &&crate::observed::Address| (it.index, it.local) == (index, inet.address());
                         model.addresses.iter().find(is_it).and_then(|it| it.protocol).unwrap_or_default()
                     }
-                    Change::SetBridge { new: bridge, .. } | Change::DeleteBridge(bridge) => {
+                    // Set on whatever is there; the ledger knows what it was.
+                    Change::Link(Op::Replace { new, .. }) if new.kind == LinkKind::Other => PROTO_DECLARED,
+                    Change::Link(Op::Replace { new: bridge, .. } | Op::Delete(bridge)) => {
                         let ours = model.bridges.iter().any(|it| it.ours && it.dev.name == bridge.name);
                         if ours { PROTO_DECLARED } else { 0 }
                     }
-                    Change::AddRoute(_)
-                    | Change::AddAddress(..)
-                    | Change::AddBridge(_)
-                    | Change::SetMasquerade { .. }
-                    | Change::DeleteMasquerade
-                    | Change::SetSysctl { .. }
-                    | Change::Persist { .. }
+                    Change::Address(Op::Replace { .. }) => 0,
+                    Change::Route(Op::Add(_))
+                    | Change::Address(Op::Add(_))
+                    | Change::Link(Op::Add(_))
+                    | Change::Masquerade(_)
+                    | Change::File(_)
+                    | Change::Sysctl(_)
                     | Change::DeleteNetns(..)
                     | Change::DeleteVeth(..)
                     | Change::RestartPod(_) => PROTO_DECLARED,
                 };
                 prop_assert_eq!(protocol, PROTO_DECLARED, "{} touches what is not ours:\n{}", step.change, text);
-                model.apply(&step.change);
+                model.make(step);
             }
-            let again = model.plan(reconciler.plan, &desired);
+            let again = model.plan_section(reconciler.name, &desired);
             prop_assert_eq!([again.steps, again.removals].concat(), vec![], "{} is not done after its plan:\n{}", reconciler.name, text);
             prop_assert_eq!(again.blocked, plan.blocked, "{} changes its mind:\n{}", reconciler.name, text);
         }
@@ -251,17 +261,17 @@ fn defaults_of(plan: &Plan) -> BTreeSet<(u32, IpAddr, u32)> {
     };
     plan.steps
         .iter()
-        .filter_map(|step| if let Change::AddRoute(route) = &step.change { default(route) } else { None })
+        .filter_map(|step| if let Change::Route(Op::Add(route)) = &step.change { default(route) } else { None })
         .collect()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 5000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_gateway_lies_behind_the_link_of_the_tables_own_address(text in generated()) {
         let mut model = Model::new(&text);
-        let desired = Desired::default();
+        let desired = Config::default();
         let plan = model.plan(default_routes::plan, &desired);
         for (table, via, dev) in defaults_of(&plan) {
             let rules = model.rules.iter().filter_map(crate::observed::SeenRule::lookup);
@@ -305,7 +315,7 @@ proptest! {
                 expected.insert((table as u32, gateway(subnet).parse::<IpAddr>().unwrap(), index as u32));
             }
         }
-        let plan = Model::new(&text).plan(default_routes::plan, &Desired::default());
+        let plan = Model::new(&text).plan(default_routes::plan, &Config::default());
         prop_assert_eq!(defaults_of(&plan), expected, "{}", text);
     }
 }

@@ -1,138 +1,156 @@
-//! `routes`: what is declared is made so, and what carries our mark and is no longer declared goes. A route of
-//! ours in the place of a declared one is replaced; one of others is left alone, and the wish is blocked.
+//! `routes`: declared routes are added, and those with node-fixer's protocol that are no longer declared are deleted. A
+//! conflicting route that node-fixer added is replaced; one of another owner is left alone, and blocks the declared
+//! one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cidr::IpCidr;
-
-use super::bridges;
-use crate::change::{Blocked, Change, Plan, Step};
-use crate::desired::Desired;
-use crate::memory::{Kind, Note};
-use crate::net::{Dev, Family, PROTO_DECLARED, PROTO_MENDED, Route, family_of};
-use crate::observed::{Gap, Observed, RouteSet, SeenRoute, Target};
+use crate::change::{Blocked, Change, Op, Plan, Step};
+use crate::config::Config;
+use crate::history::memory::{Kind, Note, SeveralHops};
+use crate::model::{Dev, Family, IfName, PROTO_DECLARED, PROTO_MENDED, Route, RouteOptions, family_of};
+use crate::observed::{Gap, Hop, Observed, RouteSet, SeenRoute, Target};
 use crate::sorted;
+use crate::topology::forecast::{DeclaredRoutes, bridges_to_create, indexes, route_key};
 
-/// What differs.
-pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
+/// The plan of the section.
+pub fn plan(desired: &Config, observed: &Observed) -> Result<Plan, Gap> {
     let mut plan = Plan::default();
-    let names = desired.routes.iter().filter_map(|wish| wish.dev().cloned());
-    let mut links = observed.links_named(names)?.into_iter();
-    let to_come: BTreeSet<_> = bridges::to_come(desired, observed)?.into_iter().collect();
-    let declared = Declared::of(desired);
+    let indexes = indexes(desired.routes.iter().flat_map(|wish| wish.devs()), observed)?;
+    let to_come = sorted::set(bridges_to_create(desired, observed)?);
+    let declared = DeclaredRoutes::of(desired);
     let rivals = declared.rivals(observed)?;
-    let known = observed.recall()?.memory.made.get(&Kind::Routes).copied();
+    let memory = &observed.recall()?.memory;
     let ours = [Family::V4, Family::V6].map(|family| RouteSet::Protocol(family, PROTO_DECLARED));
-    let ours = if known == Some(false) { Vec::new() } else { observed.routes(ours)? };
+    let none = memory.made.get(&Kind::Routes) == Some(&false);
+    let ours = if none { Vec::new() } else { observed.routes(ours)? };
     let ours: Vec<&SeenRoute> = ours.into_iter().flatten().collect();
-    let some_of_ours = !ours.is_empty();
 
-    let mut wishes = Vec::new();
+    // The index of a future interface is not known.
+    let index = |name: &IfName| indexes.get(name).copied().unwrap_or_default();
+    let (mut wishes, mut several) = (Vec::new(), BTreeSet::new());
     for wish in &desired.routes {
-        let dev = match wish.dev().map(|name| (name, links.next().flatten())) {
-            None => None,
-            Some((_, Some(link))) => Some(link.dev.clone()),
-            // It will be there by then, with an index of its own.
-            Some((name, None)) if to_come.contains(name) => Some(Dev { index: 0, name: name.clone() }),
-            Some((name, None)) => {
-                plan.blocked.push(Blocked::new(
-                    wish.to_route(Some(Dev { index: 0, name: name.clone() })).command("add"),
-                    format!("there is no interface {name}; it goes in when the interface appears"),
-                ));
-                continue;
-            }
-        };
-        let wanted = wish.to_route(dev);
-        let rivals = rivals.get(&key(&wanted)).map_or(&[][..], Vec::as_slice);
+        let wanted = wish.to_route(index);
+        if let Some(name) = wish.devs().find(|name| !indexes.contains_key(name) && !to_come.contains(name)) {
+            let because = format!("interface {name} does not exist; the route is added when it appears");
+            plan.blocked.push(Blocked::new(wanted.command("add"), because));
+            continue;
+        }
+        several.extend(several_hops(&wanted));
+        let rivals = rivals.get(&route_key(&wanted)).map_or(&[][..], Vec::as_slice);
         if !rivals.iter().any(|route| does_what(route, &wanted)) {
             wishes.push((wanted, rivals));
         }
     }
-    let undeclared: Vec<_> = ours.into_iter().filter(|route| !declared.has(route)).collect();
-    let replaced = wishes.iter().filter_map(|(_, rivals)| replaceable(rivals));
-    let links = replaced.chain(undeclared.iter().copied()).filter_map(SeenRoute::oif);
-    let links = observed.links(sorted::set(links))?;
-    let devs = sorted::map(links.into_iter().flatten().map(|link| (link.dev.index, &link.dev)));
-    let dev = |index| devs.get(&index).copied().cloned();
-    // What is on the link goes in before what lies behind it.
+    let undeclared: Vec<_> = ours.iter().copied().filter(|route| !declared.has(route)).collect();
+    let mut live = Live { devs: BTreeMap::new(), made: &memory.several };
+    let replaced = wishes.iter().filter_map(|(_, rivals)| live.replaceable(rivals));
+    let links = replaced.chain(undeclared.iter().copied().filter(|route| live.is_whole(route)));
+    let links = observed.links(sorted::set(links.flat_map(SeenRoute::all_hops).filter_map(|hop| hop.oif)))?;
+    live.devs = sorted::map(links.into_iter().flatten().map(|link| (link.dev.index, &link.dev)));
+    // On-link routes first, then those through them.
     let mut behind = Plan::default();
     for (wanted, rivals) in wishes {
-        let plan = if wanted.via.is_some() { &mut behind } else { &mut plan };
-        wish_for(wanted, rivals, dev, plan);
+        let plan = if wanted.has_gateway() { &mut behind } else { &mut plan };
+        wish_for(wanted, rivals, &live, plan);
     }
     plan.steps.append(&mut behind.steps);
     plan.blocked.append(&mut behind.blocked);
     for route in undeclared {
-        match route.to_route(route.oif().and_then(dev)) {
-            Some(route) => {
-                let reason = "node-fixer added it, and it is no longer declared".into();
-                plan.steps.push(Step { change: Change::DeleteRoute(route), reason });
-            }
-            None => plan.blocked.push(Blocked::new(
-                format!("the route to {} in table {} gone, as it is no longer declared", route.to, route.table),
-                "others have added next hops to it; delete by hand what is not theirs".into(),
-            )),
+        remove(route, &live, &mut plan);
+    }
+    // Those that still exist, and those that will.
+    for there in ours.iter().filter_map(|route| several_hops(&route.to_route(by_number))) {
+        match memory.several.get(&there) {
+            Some(_) => drop(several.insert(there)),
+            // Other programs have added next hops, and may remove them again.
+            None => several.extend(memory.several.iter().filter(|it| it.place == there.place).cloned()),
         }
     }
-    // Before the first one goes in, so that none is ever forgotten.
-    let some = some_of_ours || !plan.steps.is_empty();
-    plan.remember.extend((known != Some(some)).then_some(Note::Made(Kind::Routes, some)));
+    if several != memory.several {
+        plan.remember.push(Note::Several(several));
+    }
+    plan.leaves = Some(!ours.is_empty() || !plan.steps.is_empty());
     Ok(plan)
 }
 
-/// A table's routes as they will be when this section's plan is done: what the plans of other sections build on.
-pub fn afterwards(desired: &Desired, observed: &Observed, set: RouteSet) -> Result<Vec<SeenRoute>, Gap> {
-    let live = observed.routes([set.clone()])?;
-    let mut routes: Vec<SeenRoute> = live.first().copied().unwrap_or_default().to_vec();
-    let wishes = desired.routes.iter().map(|wish| (wish, wish.to_route(None)));
-    let wishes: Vec<_> = wishes.filter(|(_, it)| set == RouteSet::Table(it.family(), it.table)).collect();
-    let declared = Declared(sorted::set(wishes.iter().map(|(_, wanted)| key(wanted))));
-    routes.retain(|route| route.protocol != PROTO_DECLARED || declared.has(route));
-    let taken = sorted::set(routes.iter().filter(|route| declared.has(route)).map(key_of));
-    let coming: Vec<_> = wishes.into_iter().filter(|(_, wanted)| !taken.contains(&key(wanted))).collect();
-    let mut links = observed.links_named(coming.iter().filter_map(|(wish, _)| wish.dev().cloned()))?.into_iter();
-    for (wish, wanted) in coming {
-        let oif = match wish.dev().map(|_| links.next().flatten()) {
-            None => None,
-            Some(Some(link)) => Some(link.dev.index),
-            Some(None) => continue, // it has to wait for its interface
-        };
-        routes.push(SeenRoute::of(&wanted, oif));
-    }
-    Ok(routes)
+/// What is known of existing routes.
+struct Live<'a> {
+    devs: BTreeMap<u32, &'a Dev>,
+    /// The IPv6 routes with several next hops that node-fixer has added.
+    made: &'a BTreeSet<SeveralHops>,
 }
 
-/// The route in the place of a wish that can be replaced. In IPv6 next hops that others appended make one route with
-/// ours; it is more than ours.
-fn replaceable<'a>(rivals: &[&'a SeenRoute]) -> Option<&'a SeenRoute> {
-    match rivals {
-        // What node-fixer added to repair the table gives way to what is declared for it.
-        [ours] if matches!(ours.protocol, PROTO_DECLARED | PROTO_MENDED) && matches!(ours.target, Target::Hop(_)) => {
-            Some(ours)
+impl Live<'_> {
+    fn route(&self, seen: &SeenRoute) -> Route {
+        seen.to_route(|index| self.devs.get(&index).copied().cloned())
+    }
+
+    /// The conflicting route that node-fixer owns, and so can be replaced.
+    fn replaceable<'b>(&self, rivals: &[&'b SeenRoute]) -> Option<&'b SeenRoute> {
+        match rivals {
+            // A route that repairs the table gives way to a declared one.
+            [ours] if matches!(ours.protocol, PROTO_DECLARED | PROTO_MENDED) && self.is_whole(ours) => Some(ours),
+            _ => None,
         }
-        _ => None,
+    }
+
+    /// Whether all of it is node-fixer's. IPv6 merges next hops that others append with node-fixer's route.
+    fn is_whole(&self, seen: &SeenRoute) -> bool {
+        match several_hops(&seen.to_route(by_number)) {
+            Some(hops) => seen.protocol == PROTO_DECLARED && self.made.contains(&hops),
+            None => seen.protocol == PROTO_DECLARED || matches!(seen.target, Target::Hop(_)),
+        }
     }
 }
 
-/// What comes of a wish for a route that is not there.
-fn wish_for(wanted: Route, rivals: &[&SeenRoute], dev: impl Fn(u32) -> Option<Dev>, plan: &mut Plan) {
-    let step = |change| Step { change, reason: "declared, and not there".into() };
-    if let Some(ours) = replaceable(rivals) {
-        let old = ours.to_route(ours.oif().and_then(dev));
-        plan.steps.extend(old.map(|old| step(Change::ReplaceRoute { new: wanted, old })));
-        return;
+/// An IPv6 route with several next hops, as it is saved; `None` for others.
+fn several_hops(route: &Route) -> Option<SeveralHops> {
+    if route.family() == Family::V4 || route.hops.len() < 2 {
+        return None;
+    }
+    let mut route = Route { options: RouteOptions::default(), metric: Some(route.stored_metric()), ..route.clone() };
+    for hop in &mut route.hops {
+        // The kernel reports the interface of each. Its name may change.
+        hop.dev = hop.dev.take().filter(|_| hop.via.is_none()).and_then(|dev| by_number(dev.index));
+    }
+    Some(SeveralHops { place: route.command_for_its_place("show"), route: route.to_string() })
+}
+
+/// An interface whose name is not needed.
+fn by_number(index: u32) -> Option<Dev> {
+    Some(Dev { index, name: IfName::new(index.to_string().as_bytes())? })
+}
+
+/// Handles a route of node-fixer's that is no longer declared.
+fn remove(route: &SeenRoute, live: &Live, plan: &mut Plan) {
+    if live.is_whole(route) {
+        let reason = "added by node-fixer, and no longer declared";
+        plan.removals.push(Step::new(Change::Route(Op::Delete(live.route(route))), reason));
+    } else {
+        plan.blocked.push(Blocked::new(
+            format!("remove the route to {} in table {}, which is no longer declared", route.to, route.table),
+            "another program has added next hops to it; delete node-fixer's by hand".into(),
+        ));
+    }
+}
+
+/// Handles a declared route that does not exist.
+fn wish_for(wanted: Route, rivals: &[&SeenRoute], live: &Live, plan: &mut Plan) {
+    let step = |change| Step::new(change, "missing");
+    if let Some(ours) = live.replaceable(rivals) {
+        return plan.steps.push(step(Change::Route(Op::Replace { new: wanted, old: live.route(ours) })));
     }
     match rivals {
-        [] => plan.steps.push(step(Change::AddRoute(wanted))),
+        [] => plan.steps.push(step(Change::Route(Op::Add(wanted)))),
         [rival, ..] => {
             let owner = match rival.protocol {
-                PROTO_DECLARED => "a declared route that others have added next hops to".into(),
-                PROTO_MENDED => "a route that node-fixer added and others have added next hops to".into(),
+                PROTO_DECLARED => "a declared route to which another program has added next hops".into(),
+                PROTO_MENDED => "a route of node-fixer's to which another program has added next hops".into(),
                 protocol => format!("a route of another owner (protocol {protocol})"),
             };
             let because = format!(
-                "{owner} is in the place (same table, destination and metric), and is never replaced; delete it \
-                 ({}), or declare another metric",
+                "{owner} has the same table, destination and metric, and is never replaced; delete it ({}), or \
+                 declare another metric",
                 wanted.command_for_its_place("del"),
             );
             plan.blocked.push(Blocked::new(wanted.command("add"), because));
@@ -140,54 +158,55 @@ fn wish_for(wanted: Route, rivals: &[&SeenRoute], dev: impl Fn(u32) -> Option<De
     }
 }
 
-/// What the kernel tells unlimited routes apart by.
-type Key = (u32, IpCidr, u32);
-
-fn key(wanted: &Route) -> Key {
-    (wanted.table, wanted.to, wanted.stored_metric())
-}
-
-fn key_of(live: &SeenRoute) -> Key {
-    (live.table, live.to, live.metric)
-}
-
-/// The places of the declared routes.
-struct Declared(BTreeSet<Key>);
-
-impl Declared {
-    fn of(desired: &Desired) -> Declared {
-        Declared(sorted::set(desired.routes.iter().map(|wish| key(&wish.to_route(None)))))
-    }
-
-    fn has(&self, live: &SeenRoute) -> bool {
-        live.is_unlimited() && self.0.contains(&key_of(live))
-    }
-
-    /// The live routes in these places, of whomever. A table may be far larger than what is declared in it.
-    fn rivals<'a>(&self, observed: &'a Observed) -> Result<BTreeMap<Key, Vec<&'a SeenRoute>>, Gap> {
-        let tables = sorted::set(self.0.iter().map(|(table, to, _)| RouteSet::Table(family_of(to), *table)));
-        let mut rivals: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for route in observed.routes(tables)?.into_iter().flatten().filter(|route| self.has(route)) {
-            rivals.entry(key_of(route)).or_default().push(route);
-        }
-        Ok(rivals)
-    }
-}
-
-/// What is not declared is as the kernel made it.
+/// Whether a live route does what is declared. A parameter that is not declared is the kernel's default, or another
+/// owner's choice; for a route of node-fixer's it is that of an earlier declaration.
 fn does_what(live: &SeenRoute, wanted: &Route) -> bool {
-    let dev = wanted.dev.as_ref().map(|dev: &Dev| dev.index);
-    matches!(live.target, Target::Hop(_))
-        && live.via() == wanted.via
-        && (dev.is_none() || live.oif() == dev)
-        && live.onlink == wanted.onlink
+    let will = SeenRoute::of(wanted);
+    let ours = live.protocol == PROTO_DECLARED;
+    let (is, wants) = (&live.options, &wanted.options);
+    let leads = match (&live.target, &will.target) {
+        (Target::Hop(is), Target::Hop(wants)) => is_hop(is, wants),
+        _ if wanted.nexthop.is_some() || live.nexthop.is_some() => wanted.nexthop == live.nexthop,
+        (Target::Hops(is), Target::Hops(wants)) => !live.odd && are_hops(is, wants),
+        // The kernel reports an interface even if none was given.
+        (Target::Special(is, hops), Target::Special(wants, wanted)) => is == wants && are_among(wanted, hops),
+        _ => false,
+    };
+    leads
         && (family_of(&live.to) == Family::V6 || live.scope == Some(wanted.scope))
+        && if ours { is == wants && !live.odd } else { has_options(is, wants) }
+}
+
+fn has_options(is: &RouteOptions, wants: &RouteOptions) -> bool {
+    (wants.src.is_none() || wants.src == is.src)
+        && (wants.mtu.is_none() || wants.mtu == is.mtu)
+        && (wants.advmss.is_none() || wants.advmss == is.advmss)
+}
+
+fn is_hop(is: &Hop, wants: &Hop) -> bool {
+    is.via == wants.via && (wants.oif.is_none() || is.oif == wants.oif) && is.onlink == wants.onlink
+}
+
+/// The same, in any order.
+fn are_hops(is: &[Hop], wants: &[Hop]) -> bool {
+    is.len() == wants.len() && are_among(wants, is)
+}
+
+fn are_among(wants: &[Hop], is: &[Hop]) -> bool {
+    let mut rest: Vec<&Hop> = is.iter().collect();
+    wants.iter().all(|wants| {
+        let found = rest.iter().position(|is| is_hop(is, wants) && is.weight == wants.weight);
+        found.map(|at| rest.swap_remove(at)).is_some()
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::memory::Recall;
+    use crate::history::memory::Note;
+    use crate::history::memory::Recall;
     use crate::observed::{Hop, Want};
     use crate::reconcile::testing::{Model, desired, link, observed, route};
 
@@ -211,29 +230,29 @@ mod tests {
             }
         });
         let plan = plan(&desired, &seen).unwrap();
-        (plan.steps.iter().map(|step| step.change.to_string()).collect(), plan.blocked.len())
+        (plan.steps.iter().chain(&plan.removals).map(|step| step.change.to_string()).collect(), plan.blocked.len())
     }
 
     #[test]
     fn what_is_known_not_to_be_there_is_not_looked_for() {
         let mut node = Model::new("route default via 10.0.1.1 dev 3 table 7 proto 171");
-        assert_eq!(node.plan(plan, &desired("{}")).remember, [Note::Made(Kind::Routes, true)]);
-        node.recall.memory.take(Note::Made(Kind::Routes, false));
+        assert_eq!(node.plan_section("routes", &desired("{}")).remember, [Note::Made(Kind::Routes, true)]);
+        node.recall.memory.take(Note::Made(Kind::Routes, false), Duration::ZERO);
         node.asked.clear();
-        assert_eq!(node.plan(plan, &desired("{}")), Plan::default());
+        assert_eq!(node.plan_section("routes", &desired("{}")), Plan::default());
         assert_eq!(node.asked, [Want::Recall]);
-        let adding = node.plan(plan, &desired("routes: [{to: 10.9.0.0/16, via: 10.0.0.1}]"));
+        let adding = node.plan_section("routes", &desired("routes: [{to: 10.9.0.0/16, via: 10.0.0.1}]"));
         assert_eq!(
             (adding.steps.len(), adding.remember),
             (1, vec![Note::Made(Kind::Routes, true)]),
             "noted before it goes in"
         );
         let mut bare = Model::new("");
-        assert_eq!(bare.plan(plan, &desired("{}")).remember, [Note::Made(Kind::Routes, false)]);
+        assert_eq!(bare.plan_section("routes", &desired("{}")).remember, [Note::Made(Kind::Routes, false)]);
     }
 
-    fn link_name(name: &str) -> crate::net::IfName {
-        crate::net::IfName::new(name.as_bytes()).unwrap()
+    fn link_name(name: &str) -> IfName {
+        IfName::new(name.as_bytes()).unwrap()
     }
 
     #[test]
@@ -244,7 +263,7 @@ mod tests {
         let live = "default via 10.0.1.1 dev 3 table 7";
         let other = "default via 10.0.1.2 dev 3 table 7";
         let shared = |protocol| {
-            let target = Target::Hops(vec![Hop { via: None, oif: Some(3) }, Hop { via: None, oif: Some(4) }]);
+            let target = Target::Hops(vec![Hop::new(None, Some(3)), Hop::new(None, Some(4))]);
             SeenRoute { target, protocol, ..route("fd00::/8 dev 3 table 7") }
         };
         for (case, yaml, live, commands, blocked) in [
@@ -315,6 +334,46 @@ mod tests {
             ),
         ] {
             assert_eq!(outcome(yaml, live), (commands, blocked), "{case}");
+        }
+    }
+
+    #[test]
+    fn every_key_is_in_the_command_and_the_old_one_goes() {
+        for (entry, tail) in [
+            (
+                "to: 10.9.0.0/16, via: 10.0.0.1, src: 10.0.0.9, mtu: 1400, advmss: 1360",
+                "10.9.0.0/16 via 10.0.0.1 table main proto 171 scope global src 10.0.0.9 mtu 1400 advmss 1360",
+            ),
+            (
+                "to: default, nexthops: [{via: 10.0.0.1, dev: eth1, weight: 3}, {via: 10.0.0.2, dev: eth1, onlink: true}]",
+                "default table main proto 171 scope global nexthop via 10.0.0.1 dev eth1 weight 3 nexthop via 10.0.0.2 dev eth1 weight 1 onlink",
+            ),
+            (
+                "to: 'fd00::/8', nexthops: [{via: 'fe80::1', dev: eth1}, {dev: eth1}]",
+                "fd00::/8 table main proto 171 nexthop via fe80::1 dev eth1 weight 1 nexthop dev eth1 weight 1",
+            ),
+            ("to: 10.9.0.0/16, nhid: 5", "10.9.0.0/16 nhid 5 table main proto 171 scope global"),
+            (
+                "to: 0.0.0.0/0, via: 'fe80::1', dev: eth1",
+                "0.0.0.0/0 via inet6 fe80::1 dev eth1 table main proto 171 scope global",
+            ),
+            ("to: 10.9.0.0/16, type: blackhole", "blackhole 10.9.0.0/16 table main proto 171 scope global"),
+            ("to: 10.9.0.1, type: local, dev: eth1", "local 10.9.0.1 dev eth1 table local proto 171 scope host"),
+            ("to: default, type: throw, family: ipv6, table: 7", "throw default table 7 proto 171"),
+        ] {
+            let ip = if entry.contains("fd00") || entry.contains("ipv6") { "ip -6" } else { "ip" };
+            let declared = desired(&format!("routes: [{{{entry}}}]"));
+            let mut node = Model::new("link 3 eth1");
+            let first = node.plan(plan, &declared);
+            let shown = |made: &Plan| -> Vec<String> {
+                made.steps.iter().chain(&made.removals).map(|step| step.change.to_string()).collect()
+            };
+            assert_eq!(shown(&first), [format!("{ip} route add {tail}")]);
+            first.remember.iter().for_each(|note| node.recall.memory.take(note.clone(), Duration::ZERO));
+            node.make(&first.steps[0]);
+            assert_eq!(node.plan(plan, &declared).steps, [], "{entry}");
+            let tail = if ip == "ip -6" { tail.replace("proto 171", "proto 171 metric 1024") } else { tail.into() };
+            assert_eq!(shown(&node.plan(plan, &desired("{}"))), [format!("{ip} route del {tail}")]);
         }
     }
 }

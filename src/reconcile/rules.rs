@@ -1,117 +1,122 @@
-//! `rules`: what is declared is made so, and what carries our mark and is no longer declared goes. The new rule is
-//! added before the old one goes, so that no packet falls between them.
+//! `rules`: declared rules are added, and those with node-fixer's protocol that are no longer declared are deleted. A
+//! new rule is added before the old one is deleted, so that no packet is without either.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use cidr::IpCidr;
 
-use crate::change::{Change, Plan, Step};
-use crate::desired::{self, Desired};
-use crate::net::{Family, PROTO_DECLARED, Rule, Selector};
-use crate::observed::{Gap, Observed, SeenRule};
+use crate::change::{Blocked, Change, Op, Plan, Step};
+use crate::config::Config;
+use crate::model::{PROTO_DECLARED, RuleAction, SeenRule, Selector};
+use crate::observed::{Gap, Observed};
 use crate::sorted;
+use crate::topology::Topology;
+use crate::topology::forecast::{DeclaredRules, Taken};
 
-/// What differs.
-pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
+/// The plan of the section.
+pub fn plan(desired: &Config, observed: &Observed) -> Result<Plan, Gap> {
     let live = observed.rules()?;
-    let declared = Declared::of(desired);
-    // A node has a rule for each pod: they are sorted only where something is declared.
-    let sought = live.iter().filter(|_| !declared.rules.is_empty());
-    let there = essences(sought.filter_map(SeenRule::lookup));
-    let missing = declared.rules.iter().filter(|rule| !there.contains(&rule.essence()));
-    let add = |rule: &Rule| Step { change: Change::AddRule(rule.clone()), reason: "declared, and not there".into() };
-    let delete = |rule: &Rule| Step {
-        change: Change::DeleteRule(rule.clone()),
-        reason: "node-fixer added it, and it is no longer declared".into(),
-    };
-    let mut steps: Vec<Step> = missing.map(add).collect();
-    let ours = || live.iter().filter_map(SeenRule::lookup).filter(|rule| rule.protocol == PROTO_DECLARED);
-    if ours().all(|rule| declared.has(rule)) {
-        return Ok(Plan { steps, ..Plan::default() });
+    let declared = DeclaredRules::of(desired);
+    // A node has a rule for each pod: they are sorted only if something is declared.
+    let sought = if declared.rules.is_empty() { &[] } else { live };
+    let there = sorted::set(sought.iter().map(SeenRule::essence));
+    let ours = || live.iter().filter(|seen| seen.rule.protocol == PROTO_DECLARED && seen.is_expressible());
+    let mut old: Vec<&SeenRule> = ours().filter(|rule| !declared.has(rule)).collect();
+    let mut plan = Plan::default();
+    let missing = || declared.rules.iter().filter(|rule| !there.contains(&rule.essence()));
+    let taken = Taken::of(missing(), &Topology::of(observed))?;
+    for new in missing() {
+        if let Some(because) = taken.why(&new.rule) {
+            plan.blocked.push(Blocked::new(Change::Rule(Op::Add(new.clone())).to_string(), because.clone()));
+            continue;
+        }
+        // A rule that the kernel considers the same must be deleted first.
+        let place = |rule: &SeenRule| (rule.rule.family, rule.rule.priority);
+        let is_twin = |old: &&SeenRule| place(old) == place(new) && old.identity() == new.identity();
+        let twin = old.iter().position(is_twin).map(|at| old.remove(at).clone());
+        let op = match twin {
+            Some(old) => Op::Replace { new: new.clone(), old },
+            None => Op::Add(new.clone()),
+        };
+        plan.steps.push(Step::new(Change::Rule(op), "missing"));
     }
-    // Those of ours that stay, up to the rule that is looked at.
-    let mut staying: BTreeMap<_, Vec<&Rule>> = BTreeMap::new();
-    for rule in ours() {
-        let place = (rule.family, rule.priority, rule.table);
-        if declared.has(rule) {
+    if !old.is_empty() {
+        plan.removals = removals(ours(), &old);
+    }
+    Ok(plan)
+}
+
+/// Deletes the old rules, and no others.
+fn removals<'a>(ours: impl Iterator<Item = &'a SeenRule>, old: &[&SeenRule]) -> Vec<Step> {
+    let mut removals = Vec::new();
+    // Rules of node-fixer's that stay, before the rule in question.
+    let mut staying: BTreeMap<_, Vec<&SeenRule>> = BTreeMap::new();
+    for rule in ours {
+        let place = |handle| (rule.rule.family, rule.rule.priority, handle);
+        if !old.iter().any(|old| std::ptr::eq(*old, rule)) {
             for handle in handles(rule) {
-                staying.entry((place, handle)).or_default().push(rule);
+                staying.entry(place(handle)).or_default().push(rule);
             }
             continue;
         }
-        // The kernel deletes the first rule that has all that is asked for, whatever else it has (rule_find in
-        // net/core/fib_rules.c). One of ours that stays and would be taken for this one steps aside.
-        let earlier = handles(rule).next_back().and_then(|handle| staying.get(&(place, handle)));
-        let aside: Vec<&Rule> =
+        // The kernel deletes the first rule that has all requested attributes, whatever else it has (rule_find in
+        // net/core/fib_rules.c). A rule of node-fixer's that stays and would match is moved aside.
+        let earlier = handles(rule).next_back().and_then(|handle| staying.get(&place(handle)));
+        let aside: Vec<&SeenRule> =
             earlier.into_iter().flatten().copied().filter(|other| is_taken_for(other, rule)).collect();
-        let reason = || "it would be deleted in the place of the next".to_owned();
-        steps.extend(aside.iter().map(|other| Step { change: Change::DeleteRule((*other).clone()), reason: reason() }));
-        steps.push(delete(rule));
-        steps.extend(aside.iter().map(|other| Step { change: Change::AddRule((*other).clone()), reason: reason() }));
+        let step = |op, reason: &str| Step::new(Change::Rule(op), reason);
+        let reason = "moved aside: the kernel would delete this rule instead of the stale one";
+        removals.extend(aside.iter().map(|other| step(Op::Delete((*other).clone()), reason)));
+        removals.push(step(Op::Delete(rule.clone()), "added by node-fixer, and no longer declared"));
+        removals.extend(aside.iter().map(|other| step(Op::Add((*other).clone()), reason)));
     }
-    Ok(Plan { steps, ..Plan::default() })
+    removals
 }
 
-/// By what a rule is found among those of its priority: by nothing, by its destination, by its source.
-fn handles(rule: &Rule) -> impl DoubleEndedIterator<Item = (Option<IpCidr>, Option<IpCidr>)> {
-    let Selector { from, to, .. } = &rule.selector;
+/// The key for finding a rule among those of its priority: none, its destination, or its source.
+fn handles(rule: &SeenRule) -> impl DoubleEndedIterator<Item = (Option<IpCidr>, Option<IpCidr>)> {
+    let Selector { from, to, .. } = &rule.rule.selector;
     let (from, to) = (*from, *to);
     [Some((None, None)), to.map(|to| (None, Some(to))), from.map(|from| (Some(from), None))].into_iter().flatten()
 }
 
-type Essence<'a> = (Family, u32, u32, &'a Selector);
-
-fn essences<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> BTreeSet<Essence<'a>> {
-    sorted::set(rules.into_iter().map(Rule::essence))
-}
-
-/// Whether a request to delete `asked` deletes `found` as well: what it does not name matches anything.
-pub fn is_taken_for(found: &Rule, asked: &Rule) -> bool {
-    fn agrees<T: PartialEq>(found: &Option<T>, asked: &Option<T>) -> bool {
-        asked.is_none() || asked == found
+/// Whether a request to delete `asked` would delete `found`: attributes that it does not name, or names as 0, match
+/// anything, and neither `not` nor the target of a goto is compared.
+pub fn is_taken_for(found: &SeenRule, asked: &SeenRule) -> bool {
+    fn agrees<T: PartialEq>(found: T, asked: T, unsaid: T) -> bool {
+        asked == unsaid || asked == found
     }
-    let (has, wants) = (&found.selector, &asked.selector);
-    (found.family, found.priority, found.table, found.protocol)
-        == (asked.family, asked.priority, asked.table, asked.protocol)
-        && agrees(&has.from, &wants.from)
-        && agrees(&has.to, &wants.to)
-        && agrees(&has.fwmark, &wants.fwmark)
-        && agrees(&has.iif, &wants.iif)
-        && agrees(&has.oif, &wants.oif)
-}
-
-/// The rules that are declared.
-#[derive(Debug)]
-pub struct Declared {
-    /// As they are declared.
-    pub rules: Vec<Rule>,
-    /// To find them in.
-    sorted: Vec<Rule>,
-}
-
-impl Declared {
-    /// Those of a configuration.
-    pub fn of(desired: &Desired) -> Declared {
-        let rules: Vec<Rule> = desired.rules.iter().map(desired::Rule::to_rule).collect();
-        let sorted = sorted::list(rules.iter().cloned(), |a, b| a.essence().cmp(&b.essence()));
-        Declared { rules, sorted }
-    }
-
-    /// Whether a rule is declared, whoever installed it.
-    pub fn has(&self, rule: &Rule) -> bool {
-        self.sorted.binary_search_by(|other| other.essence().cmp(&rule.essence())).is_ok()
-    }
-
-    /// Whether a live rule stays when the section's plan is done: it is another's, or declared.
-    pub fn keeps(&self, rule: &Rule) -> bool {
-        rule.protocol != PROTO_DECLARED || self.has(rule)
-    }
+    let kind = |rule: &SeenRule| match rule.action() {
+        RuleAction::Goto(_) => RuleAction::Goto(0),
+        action => action,
+    };
+    let (has, wants) = (&found.rule.selector, &asked.rule.selector);
+    let (is, of) = (found.extras(), asked.extras());
+    let mark = |selector: &Selector| selector.fwmark.unwrap_or_default();
+    (found.rule.family, found.rule.priority, found.rule.protocol, kind(found))
+        == (asked.rule.family, asked.rule.priority, asked.rule.protocol, kind(asked))
+        && agrees(has.from, wants.from, None)
+        && agrees(has.to, wants.to, None)
+        && agrees(mark(has).0, mark(wants).0, 0)
+        && agrees(mark(has).1, mark(wants).1, 0)
+        && agrees(&has.iif, &wants.iif, &None)
+        && agrees(&has.oif, &wants.oif, &None)
+        && agrees(is.tos, of.tos, 0)
+        && agrees(is.users, of.users, None)
+        && agrees(is.ip_protocol, of.ip_protocol, None)
+        && agrees(is.source_ports, of.source_ports, None)
+        && agrees(is.ports, of.ports, None)
+        && agrees(is.l3mdev, of.l3mdev, false)
+        && agrees(is.suppress_length, of.suppress_length, None)
+        && agrees(is.suppress_group, of.suppress_group, None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reconcile::testing::{desired, observed, rule};
+    use crate::model::{Rule, RuleExtras};
+    use crate::observed::RpFilters;
+    use crate::reconcile::testing::{Model, desired, observed, other_rule, rule};
 
     #[test]
     fn declared_rules_are_made_so() {
@@ -131,7 +136,7 @@ mod tests {
             ),
             ("no longer declared", "{}", vec![mine("10.0.0.1", 1000, 7)], vec![delete("priority 1000 from 10.0.0.1 lookup 7")]),
             (
-                "one of ours would be taken for the other",
+                "a rule of node-fixer's would match the other",
                 "rules: [{priority: 9, from: 10.0.0.1, fwmark: 7, table: 7}]",
                 vec![
                     Rule { selector: Selector { fwmark: Some((7, u32::MAX)), ..rule("10.0.0.1", 9, 7).selector }, ..mine("10.0.0.1", 9, 7) },
@@ -151,12 +156,95 @@ mod tests {
                 vec!["ip -6 rule add priority 5 from all to fd00::/8 fwmark 0x80/0xff iif eth0.100 oif eth1 lookup main protocol 171".to_owned()],
             ),
         ] {
-            let seen = observed(|seen| seen.rules = Some(Ok(live.into_iter().map(SeenRule::Lookup).collect())));
+            let seen = observed(|seen| {
+                seen.rules = Some(Ok(live.into_iter().map(SeenRule::from).collect()));
+                seen.rp_filters = Some(Ok(RpFilters::default()));
+            });
             let plan = plan(&desired(yaml), &seen).unwrap();
-            let commands: Vec<_> = plan.steps.iter().map(|step| step.change.to_string()).collect();
+            let commands: Vec<_> = plan.steps.iter().chain(&plan.removals).map(|step| step.change.to_string()).collect();
             assert_eq!(commands, expected, "{case}");
         }
-        let odd = observed(|seen| seen.rules = Some(Ok(vec![SeenRule::Other { family: Family::V4, priority: 5 }])));
+        let odd = observed(|seen| seen.rules = Some(Ok(vec![other_rule(5)])));
         assert_eq!(plan(&desired("{}"), &odd), Ok(Plan::default()), "what is not understood is not deleted");
+    }
+
+    #[test]
+    fn every_key_is_in_the_command_and_the_old_one_goes() {
+        for (entry, tail) in [
+            ("not: true, from: 10.0.0.1, table: 7", "not from 10.0.0.1 lookup 7"),
+            ("tos: 0x10, table: 7", "from all tos 0x10 lookup 7"),
+            (
+                "ipproto: tcp, sport: 1000-1999, dport: 80, table: 7",
+                "from all ipproto 6 sport 1000-1999 dport 80 lookup 7",
+            ),
+            ("uidrange: 1000-1999, table: 7", "from all uidrange 1000-1999 lookup 7"),
+            ("uidrange: 0, table: 7", "from all uidrange 0-0 lookup 7"),
+            ("l3mdev: true", "from all l3mdev"),
+            ("suppress_prefixlength: 0, table: main", "from all lookup main suppress_prefixlength 0"),
+            ("suppress_ifgroup: 5, table: main", "from all lookup main suppress_ifgroup 5"),
+            ("fwmark: 7, goto: 32000", "from all fwmark 0x7/0xffffffff goto 32000"),
+            ("iif: eth1, action: blackhole", "from all iif eth1 blackhole"),
+            ("to: 10.0.0.0/8, action: unreachable", "from all to 10.0.0.0/8 unreachable"),
+            ("family: ipv6, action: prohibit", "from all prohibit"),
+        ] {
+            let declared = desired(&format!("rules: [{{priority: 9, {entry}}}]"));
+            let ip = if entry.contains("ipv6") { "ip -6" } else { "ip" };
+            let mut node = Model::new("");
+            let plan = node.plan(plan, &declared);
+            assert_eq!(shown(&plan), [format!("{ip} rule add priority 9 {tail} protocol 171")]);
+            node.make(&plan.steps[0]);
+            assert_eq!(node.plan(super::plan, &declared), Plan::default(), "{entry}");
+            assert_eq!(
+                shown(&node.plan(super::plan, &desired("{}"))),
+                [format!("{ip} rule del priority 9 {tail} protocol 171")]
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_considers_equal_changes_places_at_once() {
+        for (old, new, commands) in [
+            (
+                "not: true, from: 10.0.0.1, table: 7",
+                "from: 10.0.0.1, table: 7",
+                "ip rule del priority 9 not from 10.0.0.1 lookup 7 protocol 171 && ip rule add priority 9 from 10.0.0.1 lookup 7 protocol 171",
+            ),
+            (
+                "goto: 100",
+                "goto: 200",
+                "ip rule del priority 9 from all goto 100 protocol 171 && ip rule add priority 9 from all goto 200 protocol 171",
+            ),
+        ] {
+            let [old, new] = [old, new].map(|entry| desired(&format!("rules: [{{priority: 9, {entry}}}]")));
+            let mut node = Model::new("");
+            let first = node.plan(plan, &old);
+            node.make(&first.steps[0]);
+            let second = node.plan(plan, &new);
+            assert_eq!(shown(&second), [commands]);
+            node.make(&second.steps[0]);
+            assert_eq!(node.plan(plan, &new), Plan::default());
+        }
+    }
+
+    fn shown(plan: &Plan) -> Vec<String> {
+        plan.steps.iter().chain(&plan.removals).map(|step| step.change.to_string()).collect()
+    }
+
+    #[test]
+    fn what_node_fixer_cannot_write_is_not_deleted() {
+        for change in [
+            (|it| it.realms = Some(5)) as fn(&mut RuleExtras),
+            |it| it.unknown = vec![99],
+            |it| it.dscp = Some((1, 2)),
+            |it| it.action = RuleAction::Nop,
+        ] {
+            let mut node = Model::new("");
+            let mut odd = SeenRule::from(Rule { protocol: PROTO_DECLARED, ..rule("10.0.0.1", 9, 7) });
+            let mut extras = odd.extras().into_owned();
+            change(&mut extras);
+            odd.extras = Some(Box::new(extras));
+            node.rules.push(odd);
+            assert_eq!(node.plan(plan, &desired("{}")), Plan::default());
+        }
     }
 }

@@ -2,8 +2,8 @@
 //! kernel would change them.
 //!
 //! ```text
-//! link 3 eth1 10.0.1.10/24 rp=1          (also: down, vrf, kind=dummy; an address: 10.0.1.10/24=171,secondary; a peer: 10.0.0.1>10.9.9.9)
-//! bridge 4 br0 mtu=1400                  (also: ours, stp, down, and all of link)
+//! link 3 eth1 10.0.1.10/24 rp=1          (also: down, vrf, kind=dummy, mtu=9001, master=4; an address: 10.0.1.10/24=171,secondary; a peer: 10.0.0.1>10.9.9.9)
+//! bridge 4 br0 mtu=1400                  (also: ours, stp, vlans, down, and all of link)
 //! sysctl net/ipv4/ip_forward = 1
 //! netns fc-1 4711                        (name and inode; also: busy, file)
 //! veth 5 vh_1 6                          (index, name, index of the other end)
@@ -11,29 +11,35 @@
 //! route 10.0.1.1 dev 3 scope link table 2 (also: via, metric, proto; `special` for blackhole …, `hops 10.0.0.1@2,10.0.0.2@3`)
 //! ```
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use cidr::{IpCidr, IpInet};
 
-use crate::change::{Change, Plan};
-use crate::desired::Desired;
-use crate::memory::{Ledger, Recall};
-use crate::nat::{self, FilterTable, Masquerade, SeenNat, SeenTable};
-use crate::net::{
-    Dev, Family, IfName, PROMOTE, PROTO_DECLARED, Route, Rule, Scope, Selector, SysctlKey, TABLE_MAIN, family_of,
+use crate::change::{Change, Op, Plan, Step, When};
+use crate::config::{Config, Pattern};
+use crate::history::cni_rules::{CniMemory, SavedRules};
+use crate::history::memory::{Ledger, Recall};
+use crate::model::masquerade::{self, FilterTable, Masquerade, SeenNat, SeenTable};
+use crate::model::netns::{NetnsId, NetnsName, Occupied, Sandboxes, SeenNetns, Veth};
+use crate::model::pod::{Pod, PodQuery, Pods};
+use crate::model::{
+    Dev, EVERYTHING, Family, IfAddress, IfName, LinkKind, LinkSettings, PROMOTE, PROTO_DECLARED, Route, RouteOptions,
+    Rule, Scope, Selector, SysctlKey, SysctlWrite, TABLE_MAIN, family_of,
 };
-use crate::netns::{NetnsId, NetnsName, Occupied, Sandboxes, SeenNetns, Veth};
 use crate::observed::{
-    Address, Gap, Hop, Link, Look, Observed, RouteSet, RpFilters, SeenBridge, SeenRoute, SeenRule, Target, Want,
+    Address, Gap, Hop, Link, Look, LookAt, Observed, Past, RouteSet, RpFilters, RuleAction, RuleExtras, SeenBridge,
+    SeenRoute, SeenRule, Special, Target, Want,
 };
-use crate::pod::{Pod, Pods};
+use crate::reconcile::ALL;
 use crate::reconcile::rules::is_taken_for;
 use crate::reconcile::sysctls::cascaded;
 use crate::sysctl_d::Settings;
+use crate::topology::pods::is_to_host;
 
 /// A configuration of these sections.
-pub fn desired(yaml: &str) -> Desired {
+pub fn desired(yaml: &str) -> Config {
     let mut tree: serde_yaml::Value = serde_yaml::from_str(yaml).unwrap();
     tree.as_mapping_mut().unwrap().insert("version".into(), 1.into());
     serde_yaml::from_value(tree).unwrap()
@@ -52,7 +58,11 @@ pub fn link(index: u32, name: &str) -> Link {
         dev: Dev { index, name },
         up: true,
         carrier: true,
-        vrf_slave: false,
+        mtu: 1500,
+        master: None,
+        vrf: None,
+        vrf_table: None,
+        group: 0,
         hardware: Vec::new(),
         kind: Box::default(),
     }
@@ -62,6 +72,12 @@ pub fn rule(from: &str, priority: u32, table: u32) -> Rule {
     let from = Some(from.parse().unwrap());
     let selector = Selector { from, to: None, fwmark: None, iif: None, oif: None };
     Rule { family: Family::V4, priority, selector, table, protocol: 0 }
+}
+
+/// A rule that does something else than to look into a table.
+pub fn other_rule(priority: u32) -> SeenRule {
+    let extras = Some(Box::new(RuleExtras::new(RuleAction::Prohibit)));
+    SeenRule { rule: Rule { family: Family::V4, priority, selector: EVERYTHING, table: 0, protocol: 0 }, extras }
 }
 
 /// `default via 10.0.1.1 dev 3 table 2`, the tail of a line `route`.
@@ -80,14 +96,16 @@ pub fn route(text: &str) -> SeenRoute {
         to,
         target: match value("hops") {
             Some(hops) => Target::Hops(hops.split(',').map(hop).collect()),
-            None if words.contains(&"special") => Target::Special,
-            None => Target::Hop(Hop { via, oif: number("dev") }),
+            None if words.contains(&"special") => Target::Special(Special::Local, Vec::new()),
+            None => Target::Hop(Hop::new(via, number("dev"))),
         },
         scope: Some(if value("scope") == Some("link") { Scope::Link } else { Scope::Global }),
         metric: number("metric").unwrap_or(if family_of(&to) == Family::V6 { 1024 } else { 0 }),
         tos: 0,
-        source_specific: false,
-        onlink: false,
+        from: None,
+        nexthop: None,
+        options: RouteOptions::default(),
+        odd: false,
         protocol: number("proto").unwrap_or(3) as u8,
     }
 }
@@ -95,7 +113,7 @@ pub fn route(text: &str) -> SeenRoute {
 /// `10.0.0.1@3`: gateway and interface.
 fn hop(text: &str) -> Hop {
     let (via, oif) = text.split_once('@').unwrap();
-    Hop { via: Some(via.parse().unwrap()), oif: Some(oif.parse().unwrap()) }
+    Hop::new(Some(via.parse().unwrap()), Some(oif.parse().unwrap()))
 }
 
 fn is_link_local(address: IpAddr) -> bool {
@@ -142,6 +160,7 @@ pub struct Model {
     /// As it is after a while, where it is another then.
     pub settled: Option<Box<Model>>,
     pub recall: Recall,
+    pub cni_memory: CniMemory,
     /// Those that answer to a question with labels, and how long it takes to list them.
     pub pods: Look<Vec<Pod>>,
     pub listing: Duration,
@@ -168,7 +187,7 @@ impl Model {
             links_on: Vec::new(),
             nat: SeenNat::Table(None),
             filters: Vec::new(),
-            programs: vec![nat::PROGRAM],
+            programs: vec![masquerade::PROGRAM],
             sysctls: Vec::new(),
             unreadable: None,
             ledger: Ledger::default(),
@@ -177,6 +196,7 @@ impl Model {
             rp_filters: RpFilters { default: 2, ..RpFilters::default() },
             settled: None,
             recall: Recall::default(),
+            cni_memory: CniMemory::default(),
             pods: Ok(Vec::new()),
             listing: Duration::ZERO,
             other_pods: Vec::new(),
@@ -210,7 +230,10 @@ impl Model {
         let words: Vec<&str> = text.split_whitespace().collect();
         let mut link = link(words[0].parse().unwrap(), words[1]);
         link.up = !words.contains(&"down");
-        link.vrf_slave = words.contains(&"vrf");
+        link.vrf = words.contains(&"vrf").then_some(99);
+        let number = |key| words.iter().find_map(|word| word.strip_prefix(key)).map(|it| it.parse().unwrap());
+        link.mtu = number("mtu=").unwrap_or(1500);
+        link.master = number("master=");
         let kind = words.iter().find_map(|word| word.strip_prefix("kind="));
         link.kind = kind.map_or(Box::default(), |kind| kind.as_bytes().into());
         let index = link.dev.index;
@@ -235,7 +258,8 @@ impl Model {
         let mtu = words.iter().find_map(|word| word.strip_prefix("mtu=")).map_or(1500, |mtu| mtu.parse().unwrap());
         self.add_link(text);
         let Link { dev, up, .. } = self.links.last().unwrap().clone();
-        self.bridges.push(SeenBridge { dev, up, mtu, stp: words.contains(&"stp"), ours: words.contains(&"ours") });
+        let [stp, vlan_filtering, ours] = ["stp", "vlans", "ours"].map(|word| words.contains(&word));
+        self.bridges.push(SeenBridge { dev, up, mtu, stp, vlan_filtering, ours });
     }
 
     fn add_netns(&mut self, text: &str) {
@@ -257,12 +281,16 @@ impl Model {
     fn add_rule(&mut self, text: &str) {
         let words: Vec<&str> = text.split_whitespace().collect();
         if words.contains(&"other") {
-            return self.rules.push(SeenRule::Other { family: Family::V4, priority: words[0].parse().unwrap() });
+            return self.rules.push(other_rule(words[0].parse().unwrap()));
         }
         let value = |key| words.iter().position(|word| *word == key).map(|at| words[at + 1]);
         let prefix = |key| value(key).map(|prefix: &str| prefix.parse::<IpCidr>().unwrap());
         let (from, to) = (prefix("from"), prefix("to"));
-        self.rules.push(SeenRule::Lookup(Rule {
+        let table = value("table").unwrap().parse().unwrap();
+        let ip_protocol = value("ipproto").map(|it| it.parse().unwrap());
+        let extras = || RuleExtras { ip_protocol, ..RuleExtras::new(RuleAction::Lookup(table)) };
+        let extras = ip_protocol.map(|_| Box::new(extras()));
+        let rule = Rule {
             family: from.or(to).map_or(Family::V4, |prefix| family_of(&prefix)),
             priority: words[0].parse().unwrap(),
             selector: Selector {
@@ -275,14 +303,29 @@ impl Model {
                 iif: value("iif").and_then(|name| IfName::new(name.as_bytes())),
                 oif: None,
             },
-            table: value("table").unwrap().parse().unwrap(),
+            table,
             protocol: value("proto").map_or(0, |proto| proto.parse().unwrap()),
-        }));
+        };
+        self.rules.push(SeenRule { rule, extras });
     }
 
     /// Plans, answering what is asked on the way.
-    pub fn plan(&mut self, plan: fn(&Desired, &Observed) -> Result<Plan, Gap>, desired: &Desired) -> Plan {
+    pub fn plan(&mut self, plan: fn(&Config, &Observed) -> Result<Plan, Gap>, desired: &Config) -> Plan {
         self.see(|seen| plan(desired, seen))
+    }
+
+    /// Plans a section as the engine does, with the note of what it leaves.
+    pub fn plan_section(&mut self, section: &str, desired: &Config) -> Plan {
+        let reconciler = ALL.iter().find(|it| it.name == section).expect("a section");
+        self.see(|seen| reconciler.plan(desired, seen))
+    }
+
+    /// Makes a step, and remembers it.
+    pub fn make(&mut self, step: &Step) {
+        self.apply(&step.change);
+        for (_, note) in step.notes.iter().filter(|(when, _)| *when == When::Applied) {
+            self.recall.memory.take(note.clone(), self.recall.boot);
+        }
     }
 
     /// Answers a question, and what is asked on the way.
@@ -301,93 +344,26 @@ impl Model {
     /// Looks.
     pub fn answer(&mut self, want: Want, seen: &mut Observed) {
         self.asked.push(want.clone());
-        let find = |by: &dyn Fn(&Link) -> bool| Ok(self.links.iter().find(|link| by(link)).cloned());
-        match want {
-            Want::Rules => seen.rules = Some(Ok(self.rules.clone())),
-            Want::RpFilters => seen.rp_filters = Some(Ok(self.rp_filters.clone())),
-            Want::Addresses => seen.addresses = Some(Ok(self.addresses.clone())),
-            Want::GlobalAddresses => {
-                let global = self.addresses.iter().filter(|address| address.global);
-                seen.global_addresses = Some(Ok(global.cloned().collect()));
+        match (want, &mut seen.settled) {
+            (Want::Later(want), Some(Ok(settled))) => {
+                self.settled.as_deref().unwrap_or(self).clone().answer(*want, settled)
             }
-            Want::LinksOn => {
-                let on_each = self.links.iter().map(|link| (link.dev.index, self.links_on.clone()));
-                seen.links_on = Some(Ok(on_each.collect()));
-            }
-            Want::Bridges => seen.bridges = Some(Ok(self.bridges.clone())),
-            Want::Ledger => seen.ledger = Some(Ok(self.ledger.clone())),
-            Want::Nat => seen.nat = Some(Ok(self.nat.clone())),
-            Want::Filters => seen.filters = Some(Ok(self.filters.clone())),
-            Want::Program(name) => drop(seen.programs.insert(name, Ok(self.programs.contains(&name)))),
-            Want::Sysctl(key) => {
-                let value = self.sysctls.iter().find(|(it, _)| *it == key).map(|(_, value)| value.clone());
-                let closed = self.unreadable.as_ref() == Some(&key);
-                seen.sysctls.insert(key, if closed { Err("Input/output error".into()) } else { Ok(value) });
-            }
-            Want::SysctlNames(directory) => {
-                let below = |(key, _): &(SysctlKey, String)| {
-                    let path = String::from_utf8(key.path()).unwrap();
-                    let rest = path.strip_prefix(&format!("{directory}/"))?;
-                    Some(rest.split('/').next()?.as_bytes().into())
+            (want, _) => {
+                let mut kept = Kept {
+                    ledger: self.ledger.clone(),
+                    recall: self.recall.clone(),
+                    cni_memory: SavedRules::from(&self.cni_memory),
                 };
-                let names = self.sysctls.iter().filter_map(below).collect();
-                seen.sysctl_names.insert(directory, Ok(names));
-            }
-            Want::Persisted => seen.persisted = Some(Ok(self.persisted.clone())),
-            Want::SysctlFiles => seen.sysctl_files = Some(Ok(self.sysctl_files.clone())),
-            Want::Link(index) => drop(seen.links.insert(index, find(&|link| link.dev.index == index))),
-            Want::Name(index) => {
-                let found = find(&|link| link.dev.index == index).map(|link| link.map(|link| link.dev.name));
-                seen.names.insert(index, found);
-            }
-            Want::LinkNamed(name) => {
-                let found = find(&|link| link.dev.name == name);
-                seen.links_named.insert(name, found);
-            }
-            Want::Settle(_) => seen.settled = Some(Ok(Box::default())),
-            Want::Later(want) => {
-                let mut later = self.settled.as_deref().unwrap_or(self).clone();
-                if let Some(Ok(settled)) = &mut seen.settled {
-                    later.answer(*want, settled);
-                }
-            }
-            Want::Recall => seen.recall = Some(Ok(self.recall.clone())),
-            Want::Pods(query) => {
-                let all = |mut pods: Vec<Pod>| {
-                    pods.extend(self.other_pods.iter().filter(|_| query.labels.is_empty()).cloned());
-                    Pods { pods, listed: self.recall.wall + self.listing }
-                };
-                let pods = self.pods.clone().map(all);
-                seen.pods.insert(query, pods);
-            }
-            Want::Namespaces => seen.namespaces = Some(Ok(self.namespaces.clone())),
-            Want::Occupied => seen.occupied = Some(Ok(self.occupied.clone())),
-            Want::Veths(names) => {
-                let named = self.veths.iter().filter(|veth| names.is_match(veth.dev.name.as_bytes()));
-                let veths = named.cloned().collect();
-                seen.veths.insert(names, Ok(veths));
-            }
-            Want::Sandboxes(_) => seen.sandboxes = Some(self.sandboxes.clone()),
-            Want::Routes(set) => {
-                let inside = |route: &&SeenRoute| match set {
-                    RouteSet::Table(family, table) => family_of(&route.to) == family && route.table == table,
-                    RouteSet::Protocol(family, proto) => family_of(&route.to) == family && route.protocol == proto,
-                    RouteSet::Defaults(family) => {
-                        let in_main = family_of(&route.to) == family && route.table == TABLE_MAIN;
-                        in_main && route.is_of_default_class()
-                    }
-                };
-                let routes = self.routes.iter().filter(inside).cloned().collect();
-                seen.routes.insert(set, Ok(routes));
+                seen.look(want, self, &mut kept);
             }
         }
     }
 
     /// The sysctls that a change writes, in order.
     pub fn writes(&self, change: &Change) -> Vec<(SysctlKey, String)> {
-        let Change::SetSysctl { key, value, first, then, .. } = change else { return Vec::new() };
-        let own = [(key.clone(), value.clone())];
-        first.iter().chain(&own).chain(then).cloned().collect()
+        let Change::Sysctl(write) = change else { return Vec::new() };
+        let own = [(write.key.clone(), write.value.clone())];
+        write.pin_before.iter().chain(&own).chain(&write.restore_after).cloned().collect()
     }
 
     /// Writes a sysctl, and with it those that follow.
@@ -401,78 +377,27 @@ impl Model {
         self.sysctls.iter_mut().find(|(it, _)| it == key).unwrap().1 = value.into();
     }
 
+    fn index_of(&self, name: &IfName) -> u32 {
+        self.links.iter().find(|link| link.dev.name == *name).unwrap().dev.index
+    }
+
     /// Does what the kernel would do.
     pub fn apply(&mut self, change: &Change) {
         match change {
-            Change::AddRoute(route) => {
-                let new = as_seen(route);
-                let key = |it: &SeenRoute| (it.table, it.to, it.metric, it.tos);
-                assert!(!self.routes.iter().any(|it| key(it) == key(&new)), "{change}: File exists");
-                self.routes.push(new);
-            }
-            Change::ReplaceRoute { new, .. } => {
-                let new = as_seen(new);
-                let old = |it: &&mut SeenRoute| (it.table, it.to, it.metric) == (new.table, new.to, new.metric);
-                *self.routes.iter_mut().find(old).unwrap() = new.clone();
-            }
-            Change::DeleteRoute(route) => {
-                let gone = as_seen(route);
-                self.routes.retain(|route| *route != gone);
-            }
-            Change::AddRule(rule) => self.rules.push(SeenRule::Lookup(rule.clone())),
-            Change::DeleteRule(rule) => {
-                let found = self.rules.iter().position(|it| it.lookup().is_some_and(|it| is_taken_for(it, rule)));
-                self.rules.remove(found.unwrap());
-            }
-            Change::AddAddress(dev, inet) => {
-                let index = self.links.iter().find(|link| link.dev.name == *dev).unwrap().dev.index;
-                let secondary = self.addresses.iter().any(|it| is_first(it, index, inet));
-                self.addresses.push(address(index, *inet, Some(PROTO_DECLARED), secondary));
-            }
-            Change::DeleteAddress { dev, address: inet, promote } => {
-                let index = self.links.iter().find(|link| link.dev.name == *dev).unwrap().dev.index;
-                let is_it =
-                    |it: &Address| (it.index, it.local, it.length) == (index, inet.address(), inet.network_length());
-                let at = self.addresses.iter().position(is_it).unwrap();
-                let gone = self.addresses.remove(at);
-                let behind = |it: &Address| it.secondary && (it.index, it.subnet) == (index, gone.subnet);
-                let keys = [SysctlKey::conf_of_all(PROMOTE), SysctlKey::conf_of(dev, PROMOTE)];
-                let set = self.sysctls.iter().any(|(key, value)| keys.contains(key) && value == "1");
-                match () {
-                    () if !is_first(&gone, index, inet) => {}
-                    () if *promote || set => {
-                        self.addresses.iter_mut().find(|it| behind(it)).into_iter().for_each(|it| it.secondary = false);
-                    }
-                    () => self.addresses.retain(|it| !behind(it)),
-                }
-            }
-            Change::AddBridge(bridge) => {
-                let name = bridge.name.clone();
-                let dev = Dev { index: 100 + self.links.len() as u32, name };
-                self.links.push(Link { kind: Box::from(&b"bridge"[..]), ..link(dev.index, "br") });
-                self.links.last_mut().unwrap().dev = dev.clone();
-                let (mtu, stp) = (bridge.mtu.unwrap_or(1500), bridge.stp.unwrap_or(false));
-                self.bridges.push(SeenBridge { dev, up: bridge.up, mtu, stp, ours: true });
-            }
-            Change::SetBridge { new, .. } => {
-                let bridge = self.bridges.iter_mut().find(|it| it.dev.name == new.name).unwrap();
-                bridge.up = new.up;
-                bridge.mtu = new.mtu.unwrap_or(bridge.mtu);
-                bridge.stp = new.stp.unwrap_or(bridge.stp);
-            }
-            Change::DeleteBridge(bridge) => {
-                self.links.retain(|it| it.dev.name != bridge.name);
-                self.bridges.retain(|it| it.dev.name != bridge.name);
-            }
-            Change::SetMasquerade { rules, .. } => {
+            Change::Route(op) => self.apply_route(op),
+            Change::Rule(op) => self.apply_rule(op),
+            Change::Address(op) => self.apply_address(op),
+            Change::Link(op) => self.apply_link(op),
+            Change::Masquerade(Op::Add(rules) | Op::Replace { new: rules, .. }) => {
                 self.nat = SeenNat::Table(Some(seen_table(rules)));
             }
-            Change::DeleteMasquerade => self.nat = SeenNat::Table(None),
-            Change::Persist { new, .. } => self.persisted = new.clone(),
-            Change::SetSysctl { key, .. } if self.sysctls.iter().any(|(it, _)| it == key) => {
+            Change::Masquerade(Op::Delete(())) => self.nat = SeenNat::Table(None),
+            Change::File(Op::Add(new) | Op::Replace { new, .. }) => self.persisted = Some(new.0.clone()),
+            Change::File(Op::Delete(_)) => self.persisted = None,
+            Change::Sysctl(write) if self.sysctls.iter().any(|(it, _)| *it == write.key) => {
                 self.writes(change).iter().for_each(|(key, value)| self.write(key, value));
             }
-            Change::SetSysctl { key, value, .. } => {
+            Change::Sysctl(SysctlWrite { key, value, .. }) => {
                 let value = value.parse().unwrap();
                 let named = |link: &&Link| SysctlKey::rp_filter(&link.dev.name) == *key;
                 match self.links.iter().find(named).map(|link| link.dev.index) {
@@ -482,8 +407,225 @@ impl Model {
             }
             Change::DeleteNetns(name, _) => self.namespaces.retain(|it| it.name != *name),
             Change::DeleteVeth(gone, _) => self.veths.retain(|it| it.dev != gone.dev && it.dev.index != gone.peer),
-            Change::RestartPod(restart) => self.recall.memory.kube_proxy = restart.ended.clone(),
+            Change::RestartPod(_) => {}
         }
+    }
+
+    fn apply_rule(&mut self, op: &Op<SeenRule>) {
+        let is_same =
+            |it: &SeenRule, rule: &SeenRule| it.identity() == rule.identity() && it.rule.protocol == rule.rule.protocol;
+        let (new, old) = match op {
+            Op::Add(new) => (Some(new), None),
+            Op::Delete(old) => (None, Some(old)),
+            Op::Replace { new, old } => (Some(new), Some(old)),
+        };
+        if let Some(new) = new {
+            assert!(old.is_some() || !self.rules.iter().any(|it| is_same(it, new)), "{op}: File exists");
+            self.rules.push(new.clone());
+        }
+        if let Some(old) = old {
+            let found = self.rules.iter().position(|it| is_taken_for(it, old));
+            self.rules.remove(found.unwrap());
+        }
+    }
+
+    fn apply_route(&mut self, op: &Op<Route>) {
+        match op {
+            Op::Add(route) => {
+                let new = as_seen(route);
+                let key = |it: &SeenRoute| (it.table, it.to, it.metric, it.tos);
+                assert!(!self.routes.iter().any(|it| key(it) == key(&new)), "{op}: File exists");
+                self.routes.push(new);
+            }
+            Op::Replace { new, .. } => {
+                let new = as_seen(new);
+                let old = |it: &&mut SeenRoute| (it.table, it.to, it.metric) == (new.table, new.to, new.metric);
+                *self.routes.iter_mut().find(old).unwrap() = new.clone();
+            }
+            Op::Delete(route) => {
+                let gone = as_seen(route);
+                self.routes.retain(|route| *route != gone);
+            }
+        }
+    }
+
+    fn apply_address(&mut self, op: &Op<IfAddress>) {
+        match op {
+            Op::Add(IfAddress { dev, inet, .. }) => {
+                let index = self.index_of(dev);
+                let secondary = self.addresses.iter().any(|it| is_first(it, index, inet));
+                self.addresses.push(address(index, *inet, Some(PROTO_DECLARED), secondary));
+            }
+            Op::Delete(IfAddress { dev, inet, promote }) => {
+                let index = self.index_of(dev);
+                let is_it =
+                    |it: &Address| (it.index, it.local, it.length) == (index, inet.address(), inet.network_length());
+                let at = self.addresses.iter().position(is_it).unwrap();
+                let gone = self.addresses.remove(at);
+                let behind = |it: &Address| it.secondary && (it.index, it.subnet) == (index, gone.subnet);
+                let keys = [SysctlKey::conf_of_all(PROMOTE), SysctlKey::conf_of(dev, PROMOTE)];
+                let set = self.sysctls.iter().any(|(key, value)| keys.contains(key) && value == "1");
+                if !is_first(&gone, index, inet) {
+                    // The others do not hang on it.
+                } else if *promote || set {
+                    self.addresses.iter_mut().find(|it| behind(it)).into_iter().for_each(|it| it.secondary = false);
+                } else {
+                    self.addresses.retain(|it| !behind(it));
+                }
+            }
+            Op::Replace { .. } => panic!("{op}"),
+        }
+    }
+
+    fn apply_link(&mut self, op: &Op<LinkSettings>) {
+        match op {
+            Op::Add(bridge) => {
+                let name = bridge.name.clone();
+                let dev = Dev { index: 100 + self.links.len() as u32, name };
+                self.links.push(Link { kind: Box::from(&b"bridge"[..]), ..link(dev.index, "br") });
+                self.links.last_mut().unwrap().dev = dev.clone();
+                let (mtu, stp) = (bridge.mtu.unwrap_or(1500), bridge.stp.unwrap_or(false));
+                let (up, vlan_filtering) = (bridge.up == Some(true), bridge.vlan_filtering.unwrap_or(false));
+                self.bridges.push(SeenBridge { dev, up, mtu, stp, vlan_filtering, ours: true });
+            }
+            Op::Replace { new, .. } if new.kind == LinkKind::Other => {
+                let master = new.port_of.as_ref().map(|bridge| bridge.as_ref().map(|name| self.index_of(name)));
+                let link = self.links.iter_mut().find(|it| it.dev.name == new.name).unwrap();
+                link.mtu = new.mtu.unwrap_or(link.mtu);
+                link.master = master.unwrap_or(link.master);
+            }
+            Op::Replace { new, .. } => {
+                let bridge = self.bridges.iter_mut().find(|it| it.dev.name == new.name).unwrap();
+                bridge.up = new.up.unwrap_or(bridge.up);
+                bridge.mtu = new.mtu.unwrap_or(bridge.mtu);
+                bridge.stp = new.stp.unwrap_or(bridge.stp);
+                bridge.vlan_filtering = new.vlan_filtering.unwrap_or(bridge.vlan_filtering);
+            }
+            Op::Delete(bridge) => {
+                self.links.retain(|it| it.dev.name != bridge.name);
+                self.bridges.retain(|it| it.dev.name != bridge.name);
+            }
+        }
+    }
+}
+
+/// Looks that are answered with what the field of the same name holds.
+macro_rules! held {
+    ($($field:ident: $answer:ty,)*) => {
+        $( fn $field(&mut self) -> anyhow::Result<$answer> { Ok(self.$field.clone()) } )*
+    };
+}
+
+impl LookAt for Model {
+    held! {
+        rules: Vec<SeenRule>,
+        rp_filters: RpFilters,
+        addresses: Vec<Address>,
+        bridges: Vec<SeenBridge>,
+        nat: SeenNat,
+        filters: Vec<FilterTable>,
+        persisted: Option<String>,
+        sysctl_files: Settings,
+        namespaces: Vec<SeenNetns>,
+        occupied: Occupied,
+    }
+
+    fn global_addresses(&mut self) -> anyhow::Result<Vec<Address>> {
+        Ok(self.addresses.iter().filter(|address| address.global).cloned().collect())
+    }
+
+    fn links_on(&mut self) -> anyhow::Result<BTreeMap<u32, Vec<IfName>>> {
+        // A tunnel that is bound to no link stands under 0.
+        Ok([0]
+            .into_iter()
+            .chain(self.links.iter().map(|link| link.dev.index))
+            .map(|it| (it, self.links_on.clone()))
+            .collect())
+    }
+
+    fn routes(&mut self, set: &RouteSet) -> anyhow::Result<Vec<SeenRoute>> {
+        let inside = |route: &&SeenRoute| match set {
+            RouteSet::Table(family, table) => family_of(&route.to) == *family && route.table == *table,
+            RouteSet::Protocol(family, proto) => family_of(&route.to) == *family && route.protocol == *proto,
+            RouteSet::Defaults(family) => {
+                let in_main = family_of(&route.to) == *family && route.table == TABLE_MAIN;
+                in_main && route.is_of_default_class()
+            }
+        };
+        Ok(self.routes.iter().filter(inside).cloned().collect())
+    }
+
+    fn links(&mut self, index: &u32) -> anyhow::Result<Option<Link>> {
+        Ok(self.links.iter().find(|link| link.dev.index == *index).cloned())
+    }
+
+    fn names(&mut self, index: &u32) -> anyhow::Result<Option<IfName>> {
+        Ok(LookAt::links(self, index)?.map(|link| link.dev.name))
+    }
+
+    fn host_links(&mut self, address: &IpAddr) -> anyhow::Result<Option<Dev>> {
+        let leads =
+            |route: &&SeenRoute| route.table == TABLE_MAIN && is_to_host(route) && route.to.first_address() == *address;
+        let index = self.routes.iter().find(leads).and_then(SeenRoute::oif).unwrap_or_default();
+        Ok(LookAt::names(self, &index)?.map(|name| Dev { index, name }))
+    }
+
+    fn links_named(&mut self, name: &IfName) -> anyhow::Result<Option<Link>> {
+        Ok(self.links.iter().find(|link| link.dev.name == *name).cloned())
+    }
+
+    fn programs(&mut self, name: &&'static str) -> anyhow::Result<bool> {
+        Ok(self.programs.contains(name))
+    }
+
+    fn sysctls(&mut self, key: &SysctlKey) -> anyhow::Result<Option<String>> {
+        anyhow::ensure!(self.unreadable.as_ref() != Some(key), "Input/output error");
+        Ok(self.sysctls.iter().find(|(it, _)| it == key).map(|(_, value)| value.clone()))
+    }
+
+    fn sysctl_names(&mut self, directory: &String) -> anyhow::Result<Vec<Box<[u8]>>> {
+        let below = |(key, _): &(SysctlKey, String)| {
+            let path = String::from_utf8(key.path()).unwrap();
+            let rest = path.strip_prefix(&format!("{directory}/"))?;
+            Some(rest.split('/').next()?.as_bytes().into())
+        };
+        if self.sysctls.is_empty() && directory == "net/ipv4/conf" {
+            return Ok(self.links.iter().map(|link| link.dev.name.as_bytes().into()).collect());
+        }
+        Ok(self.sysctls.iter().filter_map(below).collect())
+    }
+
+    fn pods(&mut self, query: &PodQuery) -> anyhow::Result<Pods> {
+        let mut pods = self.pods.clone().map_err(anyhow::Error::msg)?;
+        pods.extend(self.other_pods.iter().filter(|_| query.labels.is_empty()).cloned());
+        Ok(Pods { pods, listed: self.recall.wall + self.listing })
+    }
+
+    fn veths(&mut self, names: &Pattern) -> anyhow::Result<Vec<Veth>> {
+        Ok(self.veths.iter().filter(|veth| names.is_match(veth.dev.name.as_bytes())).cloned().collect())
+    }
+
+    fn sandboxes(&mut self, _: &PodQuery) -> anyhow::Result<Sandboxes> {
+        self.sandboxes.clone().map_err(anyhow::Error::msg)
+    }
+}
+
+/// What a model remembers, as it is asked for.
+struct Kept {
+    ledger: Ledger,
+    recall: Recall,
+    cni_memory: SavedRules,
+}
+
+impl Past for Kept {
+    held! {
+        ledger: Ledger,
+        recall: Recall,
+        cni_memory: SavedRules,
+    }
+
+    fn settle(&mut self, _: Duration) -> anyhow::Result<()> {
+        Ok(())
     }
 }
 
@@ -493,7 +635,7 @@ fn is_first(it: &Address, index: u32, inet: &IpInet) -> bool {
 }
 
 fn as_seen(route: &Route) -> SeenRoute {
-    SeenRoute::of(route, route.dev.as_ref().map(|dev| dev.index))
+    SeenRoute::of(route)
 }
 
 /// The nftables table as it is with these rules.

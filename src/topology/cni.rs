@@ -1,15 +1,16 @@
-//! Whose marks a node carries: the CNI at work on it, and the owner of a table.
+//! Which CNI is in use on a node, by its marks.
 //!
-//! The VPC CNI marks nothing as its own (its rules have no protocol, its routes that of `ip`): it is known by its
-//! priorities, its mark and the names of its links together. Its words, causes and cures are for nodes that carry
-//! these marks alone.
+//! The VPC CNI does not mark its objects (its rules have no protocol, its routes that of `ip`): it is recognised by its
+//! priorities, its firewall mark and the names of its links together. Messages, causes and cures about it are only for
+//! nodes with these marks.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::{Topology, host};
-use crate::net::{Dev, IfName, Rule, TABLE_MAIN, UPLINK_RULE_PRIORITY};
+use crate::model::{Dev, IfName, Rule, TABLE_MAIN, UPLINK_RULE_PRIORITY};
 use crate::observed::Gap;
+use crate::sorted;
 
 /// Priority of the VPC CNI's rule to a pod.
 pub const TO_POD: u32 = 512;
@@ -17,13 +18,20 @@ pub const TO_POD: u32 = 512;
 pub const MARKED: u32 = 1024;
 /// Priority of the VPC CNI's rule from a pod to the table of its uplink.
 pub const FROM_POD: u32 = 1536;
-/// Priority of the VPC CNI's rules for what comes in by a branch link (security groups for pods, strict mode).
+/// Priority of the VPC CNI's rules for packets from a branch link (security groups for pods, strict mode).
 pub const BRANCH: u32 = 10;
+/// Priority of the VPC CNI's rules to services outside of the cluster.
+pub const EXTERNAL: u32 = 1535;
+/// Priority to which the VPC CNI moves the kernel's rule for the local table (security groups for pods, strict mode).
+pub const MOVED_LOCAL: u32 = 20;
+/// Priority of the VPC CNI's rule for the gateways' ICMPv6 (security groups for pods, strict mode): neighbour discovery on
+/// branch links, whose own rules come before that for the local table.
+pub const GATEWAY_ICMP: u32 = 0;
 /// Mark and mask of the VPC CNI's rule 1024.
 pub const MARK: (u32, u32) = (0x80, 0x80);
 
-/// How the VPC CNI names a pod's link: `eni` or `vlan`, and 11 hexadecimal digits. Where it is at work for certain
-/// (`proven`), any prefix of one to four letters that is configured, but not Calico's.
+/// The VPC CNI's names for pods' links: `eni` or `vlan`, and 11 hexadecimal digits. If it is certainly in use
+/// (`proven`), any configured prefix of one to four letters, except Calico's and Cilium's (`lxc` and 12 digits).
 pub fn is_pod_link(name: &IfName, proven: bool) -> bool {
     let name = name.as_bytes();
     let Some((prefix, digits)) = name.len().checked_sub(11).and_then(|at| name.split_at_checked(at)) else {
@@ -31,13 +39,19 @@ pub fn is_pod_link(name: &IfName, proven: bool) -> bool {
     };
     let hexadecimal = digits.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     let letters = (1..=4).contains(&prefix.len()) && prefix.iter().all(u8::is_ascii_lowercase);
-    hexadecimal && (matches!(prefix, b"eni" | b"vlan") || proven && letters && prefix != b"cali")
+    let is_of_others = prefix == b"cali" || prefix.starts_with(b"lxc");
+    hexadecimal && (matches!(prefix, b"eni" | b"vlan") || proven && letters && !is_of_others)
 }
 
-/// Whether a link is one of the VPC CNI's branch links, `vlan.eth.N`: it has no address, by design.
+/// Whether a link is one of the VPC CNI's branch links, `vlan.eth.N`, which have no address by design.
 pub fn is_branch_link(name: &IfName) -> bool {
     let number = name.as_bytes().strip_prefix(b"vlan.eth.");
     number.is_some_and(|number| !number.is_empty() && number.iter().all(u8::is_ascii_digit))
+}
+
+/// Whether a link belongs to a pod behind one of the VPC CNI's branch links.
+pub fn is_branch_pod_link(name: &IfName) -> bool {
+    name.as_bytes().starts_with(b"vlan") && is_pod_link(name, false)
 }
 
 /// Whether a rule is the VPC CNI's for marked packets.
@@ -46,12 +60,12 @@ pub fn is_mark_rule(rule: &Rule) -> bool {
 }
 
 impl Topology<'_> {
-    /// Whether the VPC CNI is at work here: its mark, or all of its other priorities together, or a link that it has
-    /// named, or a host route over a link of its form to an address that one of its rules names.
+    /// Whether the VPC CNI is in use here: its mark, or all of its other priorities together, or a link with its names,
+    /// or a host route over a link of its form to an address in one of its rules.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn is_vpc_cni(&self) -> Result<bool, Gap> {
         let (mut to, mut from, mut own) = (false, false, false);
         for rule in self.rules()? {
@@ -82,12 +96,12 @@ impl Topology<'_> {
             .any(|(address, _)| pods.contains(address)))
     }
 
-    /// Of these links, those of pods as the VPC CNI names them. Whether it is at work is asked only where a name leaves that
-    /// open.
+    /// Of these links, those with the VPC CNI's names for pods. Whether it is in use is only asked if the names leave
+    /// that open.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn pod_links<'d>(&self, links: impl IntoIterator<Item = &'d Dev>) -> Result<BTreeSet<u32>, Gap> {
         let mut proven = None;
         let mut of_pods = BTreeSet::new();
@@ -105,13 +119,13 @@ impl Topology<'_> {
         Ok(of_pods)
     }
 
-    /// The addresses that a rule of the VPC CNI's form leads to or from.
+    /// The addresses in rules of the VPC CNI's form.
     fn pods_of_rules(&self) -> Result<BTreeSet<IpAddr>, Gap> {
         let pod = |rule: &Rule| match rule.priority {
             TO_POD if rule.table == TABLE_MAIN => host(rule.selector.to.as_ref()),
             FROM_POD => host(rule.selector.from.as_ref()),
             _ => None,
         };
-        Ok(self.rules()?.filter_map(pod).collect())
+        Ok(sorted::set(self.rules()?.filter_map(pod)))
     }
 }

@@ -1,31 +1,31 @@
-//! Which uplinks a source of this node belongs to, and how that is known: a network that checks sources accepts its
-//! packets there alone.
+//! The uplinks that a source of this node belongs to, and how that is known: a network that checks sources accepts its
+//! packets only there.
 //!
-//! An address of this node belongs to the link that carries it, whatever a table says. A pod belongs to the uplink of
-//! its own rule's table; where that table is empty, to the link that carries another source of the table; else to the
-//! uplinks in whose subnet it lies, which proves little.
+//! An address of this node belongs to the link that has it, whatever a table says. A pod belongs to the uplink of its
+//! own rule's table; if that table is empty, to the link of another source of the table; otherwise to the uplinks in
+//! whose subnet it is, which proves little.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use cidr::IpCidr;
 
-use super::cni::{is_branch_link, is_pod_link};
+use super::cni::is_pod_link;
 use super::pods::Site;
-use super::{LOOPBACK, Topology, is_card, is_kernels, sends, sends_by_link};
-use crate::net::{Family, PROTO_MENDED, Rule, TABLE_MAIN};
+use super::{LOOPBACK, Topology, is_card, is_kernels, links_of, sends, sends_by_link};
+use crate::model::{Family, PROTO_MENDED, Rule, TABLE_MAIN};
 use crate::observed::{Gap, SeenRoute};
 
 /// How it is known where a source belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Evidence {
-    /// The links carry the address itself.
+    /// The links have the address itself.
     Address,
-    /// The table of its own rule leads there.
+    /// The table of its own rule uses them.
     Table(u32),
     /// Another source of that table is an address there.
     SourceOfTable(u32),
-    /// It lies in a subnet there.
+    /// It is in a subnet there.
     Subnet,
 }
 
@@ -36,18 +36,18 @@ pub struct Home {
     pub links: BTreeSet<u32>,
     /// How that is known.
     pub evidence: Evidence,
-    /// Whether that is certain. A subnet alone proves nothing, and without a rule of its own a plain server answers by
-    /// whichever link its main table names.
+    /// Whether that is certain. A subnet alone proves nothing, and without its own rule a plain server replies through
+    /// the main table's link.
     pub proven: bool,
 }
 
 impl Topology<'_> {
-    /// The uplinks that a source of this node belongs to when it sends to a destination; `None` where nothing tells, or
-    /// where the source is not of this node.
+    /// The uplinks that a source of this node belongs to when it sends to a destination; `None` if unknown, or if the
+    /// source is not of this node.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn home(&self, source: IpAddr, destination: IpAddr) -> Result<Option<Home>, Gap> {
         let own_rules: Vec<&Rule> = self
             .rules()?
@@ -70,7 +70,7 @@ impl Topology<'_> {
         let site = self.pod(source)?;
         let branch = site.filter(|site| site.table != TABLE_MAIN).map(|site| site.table);
         if branch.is_none() && !own_rules.is_empty() && !has_rule {
-            return Ok(None); // rules of the source for other destinations: here it leaves otherwise, and translated
+            return Ok(None); // the source has rules for other destinations: here it leaves another way, and is translated
         }
         tables.extend(branch.filter(|table| !tables.contains(table)));
         if let Some(home) = self.home_by_table(source, &tables, site)? {
@@ -85,8 +85,8 @@ impl Topology<'_> {
         Ok((!links.is_empty()).then_some(Home { links, evidence: Evidence::Subnet, proven }))
     }
 
-    /// The links that an address of this node belongs to: the uplinks that carry it, or else other links. On the loopback
-    /// or a dummy, or alone on a bridge, it is a service's, and belongs nowhere.
+    /// The links that an address of this node belongs to: the uplinks that have it, otherwise other links. On the
+    /// loopback or a dummy, or only on a bridge, it is a service address and belongs nowhere.
     fn home_of_own(&self, address: IpAddr) -> Result<Option<BTreeSet<u32>>, Gap> {
         let carriers = self.carriers(address)?;
         if carriers.is_empty() {
@@ -105,7 +105,7 @@ impl Topology<'_> {
         Ok((!links.is_empty()).then_some(links))
     }
 
-    /// The first of the tables, if all that lead anywhere lead to these links alone.
+    /// The first of the tables, if all non-empty ones use only these links.
     fn agreeing(&self, family: Family, tables: &[u32], links: &BTreeSet<u32>) -> Result<Option<u32>, Gap> {
         let mut first = None;
         for &table in tables {
@@ -126,11 +126,11 @@ impl Topology<'_> {
             links.retain(|link| site.is_none_or(|site| site.link != *link));
             let carriers = self.carriers_of_sources(family, table)?;
             if !links.is_empty() && !carriers.is_empty() && links.is_disjoint(&carriers) {
-                // The table leads its own address by another's link: it is the table that is wrong.
+                // The table sends its own address through another's link: the table is wrong.
                 return Ok(proven(carriers, Evidence::SourceOfTable(table)));
             }
             if links.len() > 1 {
-                // A table that leads to several does not tell which of them is right.
+                // A table that uses several links does not show which one is right.
                 let around = self.connected(source)?;
                 for (evidence, known) in [(Evidence::SourceOfTable(table), carriers), (Evidence::Subnet, around)] {
                     let right: BTreeSet<u32> = links.intersection(&known).copied().collect();
@@ -152,20 +152,18 @@ impl Topology<'_> {
         Ok(None)
     }
 
-    /// The links that a policy table leads its sources to: those of its defaults, else of its gateways, else the uplinks
-    /// that its other routes use. What node-fixer itself has added counts only where nothing else is there.
+    /// The links that a policy table uses: those of its defaults, otherwise those of its gateways, otherwise the
+    /// uplinks of its other routes. Routes that node-fixer added only count if there are no others.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn led_to(&self, family: Family, table: u32) -> Result<BTreeSet<u32>, Gap> {
         let routes = self.table(family, table)?;
         for of_others in [true, false] {
             let counts = |route: &&SeenRoute| (route.protocol != PROTO_MENDED) == of_others;
-            let links = |kind: fn(&SeenRoute) -> bool| {
-                let hops = routes.iter().filter(counts).filter(|route| kind(route)).flat_map(SeenRoute::hops);
-                hops.filter_map(|hop| hop.oif).collect::<BTreeSet<u32>>()
-            };
+            let links =
+                |kind: fn(&SeenRoute) -> bool| links_of(routes.iter().filter(counts).filter(|route| kind(route)));
             let defaults = links(SeenRoute::is_of_default_class);
             if !defaults.is_empty() {
                 return Ok(defaults);
@@ -191,7 +189,7 @@ impl Topology<'_> {
         Ok(BTreeSet::new())
     }
 
-    /// The uplinks that carry the source of a rule that leads all of its packets to the table.
+    /// The uplinks that have the source of a rule that sends all of its packets to the table.
     fn carriers_of_sources(&self, family: Family, table: u32) -> Result<BTreeSet<u32>, Gap> {
         let mut carriers = BTreeSet::new();
         for rule in self.rules()?.filter(|rule| rule.family == family && rule.selector.to.is_none()) {
@@ -204,7 +202,7 @@ impl Topology<'_> {
         Ok(carriers)
     }
 
-    /// The links that tables for single sources lead to.
+    /// The links that tables for single sources use.
     fn links_with_sources(&self, family: Family) -> Result<BTreeSet<u32>, Gap> {
         let sent = self.rules()?.filter(|rule| rule.family == family).filter_map(sends);
         let tables: BTreeSet<u32> = sent.map(|(_, table)| table).filter(|table| !is_kernels(*table)).collect();
@@ -215,12 +213,12 @@ impl Topology<'_> {
         Ok(links)
     }
 
-    /// The pod whose link's rule names another table than the one that has its host route, as a leaked rule does: where
-    /// the route is, and the table that the rule names.
+    /// The pod whose link's rule names another table than the one with its host route, as a leaked rule does: its
+    /// location, and the table of the rule.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn stray_pod(&self, address: IpAddr) -> Result<Option<(Site, u32)>, Gap> {
         let family = Family::of(address);
         let proven = self.is_vpc_cni()?;
@@ -243,31 +241,21 @@ impl Topology<'_> {
         Ok(None)
     }
 
-    /// The link other than an uplink that the main table's route to an address leads to: what lies behind a tunnel,
-    /// a bridge or the other end of a link between two.
+    /// The link, other than an uplink, of the main table's route to an address: a tunnel, a bridge or a point-to-point
+    /// link.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn behind(&self, address: IpAddr) -> Result<Option<u32>, Gap> {
         let main = self.table(Family::of(address), TABLE_MAIN)?;
         let rank = |route: &SeenRoute| (route.to.network_length(), u32::MAX - route.metric);
         let around = || main.iter().filter(|route| route.to.contains(&address) && route.is_unlimited());
         let best = around().map(rank).max().filter(|(length, _)| *length > 1);
-        // Of equals it is not known which is taken.
-        let hops = around().filter(|route| Some(rank(route)) == best).flat_map(SeenRoute::hops);
-        let links: BTreeSet<u32> = hops.filter_map(|hop| hop.oif).collect();
+        // Which of several equal routes is used is not known.
+        let links = links_of(around().filter(|route| Some(rank(route)) == best));
         let uplinks = self.uplinks()?;
         Ok(links.first().copied().filter(|link| links.is_disjoint(&uplinks) && *link != LOOPBACK))
-    }
-
-    /// Whether what leaves by a link leaves the node for a network: an uplink, or a branch link of the VPC CNI.
-    ///
-    /// # Errors
-    ///
-    /// What has to be looked at first.
-    pub fn leads_out(&self, link: u32) -> Result<bool, Gap> {
-        Ok(self.uplinks()?.contains(&link) || self.name(link)?.is_some_and(is_branch_link))
     }
 }
 
@@ -294,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_has_a_home_only_where_something_tells() {
+    fn a_pod_has_a_home_only_where_something_proves_it() {
         let without = |line: &str| {
             assert!(NODE.contains(line), "{line}");
             NODE.lines().filter(|it| !it.contains(line)).collect::<Vec<_>>().join("\n") + "\n"

@@ -1,12 +1,12 @@
-//! Whose a table is, by the protocol numbers and the patterns of the rules and routes that belong to it.
+//! Who owns a table, by the protocol numbers and the patterns of its rules and routes.
 //!
-//! No program marks a table. What tells are the numbers that each program chooses for its tables, rules and protocols,
-//! and for some of them the names of their links.
+//! No program marks a table. Each chooses numbers for its tables, rules and protocols, and some choose names for their
+//! links.
 
 use super::cni::{BRANCH, is_branch_link, is_pod_link};
 use super::vpc::is_of_uplink_table;
 use super::{Topology, sends, sends_by_link};
-use crate::net::{Family, IfName, PROTO_DECLARED, PROTO_MENDED, PROTO_STATIC, Rule};
+use crate::model::{Family, IfName, PROTO_DECLARED, PROTO_MENDED, PROTO_STATIC, Rule};
 use crate::observed::Gap;
 
 /// The program that set up a table.
@@ -16,38 +16,38 @@ pub enum Owner {
     NodeFixer,
     /// The VPC CNI: rules 1536 and 32765, or those of branch links.
     VpcCni,
-    /// nm-cloud-setup of NetworkManager: 30200 and 30400 and what follows them.
+    /// nm-cloud-setup of NetworkManager: 30200 and 30400 and above.
     NmCloudSetup,
-    /// ec2-net-utils: 10001 and what follows it.
+    /// ec2-net-utils: 10001 and above.
     Ec2NetUtils,
-    /// nodeadm, for the cards that the VPC CNI leaves alone: 10101, 10201 …, by systemd-networkd.
+    /// nodeadm, for the cards that the VPC CNI leaves alone: 10101, 10201 …, through systemd-networkd.
     Nodeadm,
-    /// cloud-init: 101 and what follows it, by systemd-networkd.
+    /// cloud-init: 101 and above, through systemd-networkd.
     CloudInit,
-    /// Another policy of systemd-networkd's files.
+    /// Another policy in systemd-networkd's files.
     Networkd,
     /// Tailscale: 52.
     Tailscale,
     /// wg-quick: 51820.
     WgQuick,
-    /// Cilium: 2004 and 2005, and those of its rules 110 and 111.
+    /// Cilium: 2004 and 2005, and the tables of its rules 110 and 111.
     Cilium,
-    /// Calico: those of its marks.
+    /// Calico: the tables of its marks.
     Calico,
-    /// OVN-Kubernetes: those of its rules 6000.
+    /// OVN-Kubernetes: the tables of its rules 6000.
     Ovn,
-    /// Terway: those of its rules 2048.
+    /// Terway: the tables of its rules 2048.
     Terway,
-    /// Somebody by hand, or a program that is not known here.
+    /// An administrator, or an unknown program.
     Hand,
 }
 
 impl Topology<'_> {
-    /// Whose a table is.
+    /// The owner of a table.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn owner_of_table(&self, family: Family, table: u32) -> Result<Owner, Gap> {
         let rules: Vec<&Rule> = self.rules()?.filter(|rule| (rule.family, rule.table) == (family, table)).collect();
         if self.is_node_fixers(family, table, &rules)? {
@@ -60,30 +60,31 @@ impl Topology<'_> {
             return Ok(Owner::VpcCni);
         }
         let is_static = rules.iter().any(|rule| rule.protocol == PROTO_STATIC);
-        Ok(match () {
-            () if is_of_ec2_net_utils(table) => Owner::Ec2NetUtils,
-            () if rules.iter().any(|rule| is_of_nodeadm(rule)) => {
-                // Both count cards in hundreds; only ec2-net-utils has tables for the first card.
-                let of_first_card = |rule: &Rule| is_of_ec2_net_utils(rule.table);
-                if self.rules()?.any(of_first_card) { Owner::Ec2NetUtils } else { Owner::Nodeadm }
-            }
-            () if is_static && (101..=199).contains(&table) => Owner::CloudInit,
-            () if rules.iter().any(|rule| rule.priority == 2048 && sends(rule).is_some()) && table >= 1000 => {
-                Owner::Terway
-            }
-            () if rules.iter().any(|rule| rule.priority == 6000 && sends(rule).is_some()) => Owner::Ovn,
-            () if rules.iter().any(|rule| matches!(rule.priority, 110 | 111)) && self.has_link(is_ciliums)? => {
-                Owner::Cilium
-            }
-            () if rules.iter().any(|rule| rule.selector.fwmark.is_some()) && self.has_link(is_calicos)? => {
-                Owner::Calico
-            }
-            () if is_static => Owner::Networkd,
-            () => Owner::Hand,
+        let sends_by = |priority: u32| rules.iter().any(|rule| rule.priority == priority && sends(rule).is_some());
+        Ok(if is_of_ec2_net_utils(table) {
+            Owner::Ec2NetUtils
+        } else if rules.iter().any(|rule| is_of_nodeadm(rule)) {
+            // Both number cards in hundreds; only ec2-net-utils has tables for the first card.
+            let of_first_card = |rule: &Rule| is_of_ec2_net_utils(rule.table);
+            if self.rules()?.any(of_first_card) { Owner::Ec2NetUtils } else { Owner::Nodeadm }
+        } else if is_static && (101..=199).contains(&table) {
+            Owner::CloudInit
+        } else if sends_by(2048) && table >= 1000 {
+            Owner::Terway
+        } else if sends_by(6000) {
+            Owner::Ovn
+        } else if rules.iter().any(|rule| matches!(rule.priority, 110 | 111)) && self.has_link(is_ciliums)? {
+            Owner::Cilium
+        } else if rules.iter().any(|rule| rule.selector.fwmark.is_some()) && self.has_link(is_calicos)? {
+            Owner::Calico
+        } else if is_static {
+            Owner::Networkd
+        } else {
+            Owner::Hand
         })
     }
 
-    /// Whether nobody but node-fixer has made anything of a table.
+    /// Whether everything in a table was added by node-fixer.
     fn is_node_fixers(&self, family: Family, table: u32, rules: &[&Rule]) -> Result<bool, Gap> {
         let is_own = |protocol: u8| matches!(protocol, PROTO_MENDED | PROTO_DECLARED);
         if !rules.iter().all(|rule| is_own(rule.protocol)) {
@@ -94,11 +95,11 @@ impl Topology<'_> {
         Ok(something && routes.iter().all(|route| is_own(route.protocol)))
     }
 
-    /// The name of a network plugin other than the VPC CNI that is at work here, by the names of its links.
+    /// The name of a network plugin other than the VPC CNI that is in use here, by the names of its links.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn other_cni(&self) -> Result<Option<&'static str>, Gap> {
         for (is_its, plugin) in PLUGINS {
             if self.has_link(*is_its)? {
@@ -113,7 +114,7 @@ impl Topology<'_> {
     }
 }
 
-/// Whether a name is that of a plugin's link, and the plugin.
+/// The plugin that uses this link name, if any.
 type Plugin = (fn(&IfName) -> bool, &'static str);
 
 const PLUGINS: &[Plugin] = &[
@@ -137,17 +138,17 @@ fn by_number(table: u32) -> Option<Owner> {
     })
 }
 
-/// Whether ec2-net-utils numbers tables like that and no other program does.
+/// Whether only ec2-net-utils numbers tables like this.
 pub(super) fn is_of_ec2_net_utils(table: u32) -> bool {
     (10001..=10099).contains(&table)
 }
 
-/// Whether a rule is one of systemd-networkd's with the priority of its table, for a network card after the first.
+/// Whether a rule is systemd-networkd's, with the priority of its table, for a network card after the first.
 fn is_of_nodeadm(rule: &Rule) -> bool {
     rule.protocol == PROTO_STATIC && rule.priority == rule.table && (10100..=10999).contains(&rule.table)
 }
 
-/// Whether a rule leads what comes in by a branch link of the VPC CNI, or by the link of a pod behind one.
+/// Whether a rule is for packets from a branch link of the VPC CNI, or from the link of a pod behind one.
 fn is_of_branch(rule: &Rule) -> bool {
     let of_branch = |name: &IfName| is_branch_link(name) || is_pod_link(name, false);
     rule.priority == BRANCH && sends_by_link(rule).is_some_and(|(name, _)| of_branch(name))
@@ -207,7 +208,7 @@ mod tests {
                 Owner::Hand,
             ),
             ("by hand", "rule 100 from 10.0.1.10 table 200", 200, Owner::Hand),
-            ("nobody", "rule 100 from 10.0.1.10 table 200", 300, Owner::Hand),
+            ("no known program", "rule 100 from 10.0.1.10 table 200", 300, Owner::Hand),
         ] {
             let mut node = Model::new(&format!("{VPC}\n{node}"));
             let found = node.see(|seen| Topology::of(seen).owner_of_table(Family::V4, table));

@@ -1,38 +1,49 @@
-//! The rules that the kernel starts with, and that some program has removed: `doctor` and node-problem-detector report
-//! them by the same judgement.
+//! The kernel's initial rules that are missing. `doctor` and node-problem-detector share this judgement.
 
 use super::Topology;
-use crate::net::{Family, PROTO_KERNEL, Rule, Selector, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
+use crate::model::{EVERYTHING, Family, PROTO_KERNEL, Rule, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN};
 use crate::observed::Gap;
 
-/// What takes all packets.
-pub const EVERYTHING: Selector = Selector { from: None, to: None, fwmark: None, iif: None, oif: None };
+/// The kernel's initial rules: family, priority and table. IPv6 has no default table.
+const STARTING: [(Family, u32, u32); 5] = [
+    (Family::V4, 0, TABLE_LOCAL),
+    (Family::V4, 32766, TABLE_MAIN),
+    (Family::V4, 32767, TABLE_DEFAULT),
+    (Family::V6, 0, TABLE_LOCAL),
+    (Family::V6, 32766, TABLE_MAIN),
+];
 
 impl Topology<'_> {
-    /// The rules that the kernel starts with and that are gone. Others move them, Cilium and the VPC CNI's strict mode
-    /// that of the local table: what counts is that some rule leads all packets to the table.
+    /// The kernel's initial rules that are missing. Cilium and the VPC CNI's strict mode move that of the local table:
+    /// it is enough that some rule sends all packets to the table.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn missing_starting_rules(&self) -> Result<Vec<Rule>, Gap> {
-        let mut missing = Vec::new();
-        for family in [Family::V4, Family::V6] {
-            // Without any rule there is no IPv6 here at all.
-            if !self.rules()?.any(|rule| rule.family == family) {
-                continue;
+        // A node has rules for each pod. The kernel's are the first and the last of each family, so they are searched
+        // from both ends.
+        let rules = self.observed.rules()?;
+        let both_ends = (0..rules.len()).flat_map(|at| [at, rules.len() - 1 - at]);
+        let (mut families, mut left) = ([false; 2], STARTING.to_vec());
+        for rule in both_ends.filter_map(|at| rules.get(at)?.lookup()) {
+            if let Some(is_here) = families.get_mut(rule.family as usize) {
+                *is_here = true;
             }
-            for (priority, table) in [(0, TABLE_LOCAL), (32766, TABLE_MAIN), (32767, TABLE_DEFAULT)] {
-                // IPv6 has only the first two.
-                let starts_with_it = (family, table) != (Family::V6, TABLE_DEFAULT);
-                let leads = |rule: &Rule| (rule.family, rule.table) == (family, table) && rule.selector == EVERYTHING;
-                if starts_with_it && !self.rules()?.any(leads) {
-                    let protocol = PROTO_KERNEL;
-                    missing.push(Rule { family, priority, selector: EVERYTHING, table, protocol });
-                }
+            if rule.selector == EVERYTHING {
+                left.retain(|(family, _, table)| (*family, *table) != (rule.family, rule.table));
+            }
+            if left.is_empty() {
+                break;
             }
         }
-        Ok(missing)
+        // Without any rule there is no IPv6 here at all.
+        left.retain(|(family, ..)| families.get(*family as usize) == Some(&true));
+        let missing = left.into_iter().map(|(family, priority, table)| {
+            let protocol = PROTO_KERNEL;
+            Rule { family, priority, selector: EVERYTHING, table, protocol }
+        });
+        Ok(missing.collect())
     }
 }
 

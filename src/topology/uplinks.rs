@@ -1,14 +1,14 @@
-//! Which links lead out of the node, by what they do and not by what they are called.
+//! Which links lead out of the node, by their role and not by their names.
 //!
-//! An uplink has a global address of this node, and the main table's default or a policy table's default or gateway
-//! leaves by it, or it carries the source of a rule for one of this node's own addresses. It is never a pod's link, a
-//! VRF's member or the loopback; and what lies behind a bridge, tunnel or dummy by which no default leaves is local.
+//! An uplink has a global address of this node, and is used by the main table's default or a policy table's default or
+//! gateway, or has the source of a rule for one of this node's own addresses. It is never a pod's link, a VRF's member
+//! or the loopback. A bridge, tunnel or dummy is only an uplink if a default uses it.
 
 use std::collections::BTreeSet;
 
 use super::cni::is_branch_link;
 use super::{LOOPBACK, Topology, is_kernels, sends, sends_by_link, source_alone};
-use crate::net::{Family, PROTO_MENDED, Rule, TABLE_MAIN};
+use crate::model::{Family, PROTO_MENDED, Rule, TABLE_MAIN};
 use crate::observed::{Gap, Link, SeenRoute};
 
 /// The families of a node.
@@ -19,15 +19,16 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub struct Exits {
     /// Those of default routes.
     pub defaults: BTreeSet<u32>,
-    /// Of these, those of IPv4.
+    /// Those of IPv4 default routes.
     pub ipv4_defaults: BTreeSet<u32>,
-    /// Those of host routes in policy tables, as to a gateway; not of those that node-fixer has added, which prove nothing.
+    /// Those of host routes in policy tables, such as to a gateway, except routes that node-fixer added, which prove
+    /// nothing.
     pub gateways: BTreeSet<u32>,
 }
 
 impl Exits {
     fn add(&mut self, family: Family, route: &SeenRoute) {
-        // What node-fixer has added to repair a table is evidence of nothing.
+        // A route that node-fixer added to repair a table proves nothing.
         if route.protocol == PROTO_MENDED {
             return;
         }
@@ -48,39 +49,39 @@ impl Topology<'_> {
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn uplinks(&self) -> Result<BTreeSet<u32>, Gap> {
         let global = self.with_global_address()?;
         let Exits { defaults, gateways, .. } = self.exits()?;
         let mut candidates = self.rule_carriers()?;
         candidates.extend(defaults.iter().chain(&gateways));
         candidates.retain(|index| global.contains(index));
-        // Of a bridge, a tunnel, a dummy or what else is made by software: only where a default leaves by it.
+        // A bridge, a tunnel, a dummy or another virtual link only counts if a default uses it.
         let is_uplink = |link: &&Link| is_card(link) || defaults.contains(&link.dev.index);
         let links = self.possible_uplinks(candidates)?;
         Ok(links.into_iter().filter(is_uplink).map(|link| link.dev.index).collect())
     }
 
-    /// Of these links, those that what they are does not keep from being uplinks. Not the loopback, VRFs and their members,
-    /// nor links of pods.
+    /// Of these links, those whose kind allows them to be uplinks: not the loopback, VRFs and their members, nor links
+    /// of pods.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn possible_uplinks(&self, links: impl IntoIterator<Item = u32>) -> Result<Vec<&Link>, Gap> {
         let links = self.observed.links(links.into_iter().filter(|index| *index != LOOPBACK))?;
-        let is_possible = |link: &&Link| !link.vrf_slave && *link.kind != *b"vrf";
+        let is_possible = |link: &&Link| link.vrf.is_none() && *link.kind != *b"vrf";
         let links: Vec<&Link> = links.into_iter().flatten().filter(is_possible).collect();
         let of_pods = self.pod_links(links.iter().map(|link| &link.dev))?;
         Ok(links.into_iter().filter(|link| !of_pods.contains(&link.dev.index)).collect())
     }
 
-    /// Of the links that default routes leave by, those that an operator expects to be looked after: all that may be uplinks
-    /// but for the VPC CNI's branch links, which have no address by design.
+    /// Of the links that default routes use, those that an operator expects to be managed: all possible uplinks except
+    /// the VPC CNI's branch links, which have no address by design.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn expected(&self, exits: impl IntoIterator<Item = u32>) -> Result<Vec<&Link>, Gap> {
         let links = self.possible_uplinks(exits)?;
         Ok(links.into_iter().filter(|link| !is_branch_link(&link.dev.name)).collect())
@@ -91,26 +92,26 @@ impl Topology<'_> {
         Ok(self.observed.global_addresses()?.map(|it| it.index).collect())
     }
 
-    /// Those of these links that are made as uplinks are and no pod's: a subnet of theirs lies outside the node, though no
-    /// table leads by them yet.
+    /// Of these links, those that are cards and not pods': their subnets are outside the node, even if no table uses
+    /// them yet.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn outward(&self, links: impl IntoIterator<Item = u32>) -> Result<BTreeSet<u32>, Gap> {
         let links = self.possible_uplinks(links)?;
         Ok(links.into_iter().filter(|link| is_card(link)).map(|link| link.dev.index).collect())
     }
 
-    /// The links by which the defaults of the main table, and the defaults and gateways of policy tables, leave. Not all
-    /// of them are uplinks: a branch link of the VPC CNI has no address, for one.
+    /// The links that the defaults of the main table, and the defaults and gateways of policy tables, use. Not all of
+    /// them are uplinks: a branch link of the VPC CNI, for example, has no address.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn exits(&self) -> Result<Exits, Gap> {
         let mut exits = Exits::default();
-        // First what is asked for without a walk through all rules.
+        // First what can be requested without reading all rules.
         for (family, routes) in self.all_main_defaults()? {
             routes.iter().for_each(|route| exits.add(family, route));
         }
@@ -122,7 +123,7 @@ impl Topology<'_> {
         Ok(exits)
     }
 
-    /// The main table's defaults of each family of which this node has a global address, looked at in one go.
+    /// The main table's defaults of each family of which this node has a global address, requested together.
     fn all_main_defaults(&self) -> Result<Vec<(Family, Vec<SeenRoute>)>, Gap> {
         let (mut seen, mut unseen) = (Vec::new(), Vec::new());
         for family in self.families()? {
@@ -135,11 +136,11 @@ impl Topology<'_> {
         if unseen.is_empty() { Ok(seen) } else { Err(Gap::Unseen(unseen)) }
     }
 
-    /// The tables that rules lead sources, or what comes in by a branch link, to.
+    /// The tables that rules for sources, or for branch links, use.
     pub fn policy_tables(&self) -> Result<BTreeSet<(Family, u32)>, Gap> {
         let leads =
             |rule: &&Rule| !is_kernels(rule.table) && (source_alone(rule).is_some() || sends_by_link(rule).is_some());
-        // One rule a pod, and few tables: no set of all of them first.
+        // There is one rule per pod but few tables, so not all are collected first.
         let mut tables = BTreeSet::new();
         let mut last = None;
         for rule in self.rules()?.filter(leads) {
@@ -151,7 +152,7 @@ impl Topology<'_> {
         Ok(tables)
     }
 
-    /// The links that carry the source of a rule for one of this node's own addresses.
+    /// The links that have the source of a rule for one of this node's own addresses.
     fn rule_carriers(&self) -> Result<BTreeSet<u32>, Gap> {
         let mut carriers = BTreeSet::new();
         let mut own: Vec<_> = self.observed.global_addresses()?.map(|it| (it.local, it.index)).collect();
@@ -172,8 +173,8 @@ impl Topology<'_> {
     }
 }
 
-/// Whether a link is a card, or one of the kinds that stand for one: by these a network may be reached. Any other kind is
-/// a bridge, a tunnel or what else is made by software.
+/// Whether a link is a card, or a kind that stands for one and may connect to a network. Any other kind is a bridge, a
+/// tunnel or another virtual link.
 pub fn is_card(link: &Link) -> bool {
     matches!(&*link.kind, b"" | b"veth" | b"vlan" | b"bond" | b"team" | b"macvlan" | b"ipvlan" | b"ppp")
 }

@@ -1,14 +1,14 @@
-//! What the VPC CNI has set up on a node that carries its marks: its rules by pod, its tables and its uplinks. On
-//! other nodes there is none of it.
+//! What the VPC CNI has set up on a node with its marks: its rules for pods, its tables and its uplinks. Empty on other
+//! nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::cni::{FROM_POD, TO_POD, is_branch_link};
-use super::owners::{Owner, is_of_ec2_net_utils};
+use super::owners::is_of_ec2_net_utils;
 use super::pods::Site;
 use super::{LOOPBACK, Topology, host, is_kernels, sends};
-use crate::net::{Family, IfName, PROTO_STATIC, Rule, TABLE_MAIN, UPLINK_RULE_PRIORITY};
+use crate::model::{Family, IfName, PROTO_STATIC, Rule, TABLE_MAIN, UPLINK_RULE_PRIORITY};
 use crate::observed::{Gap, SeenRoute};
 
 /// The VPC CNI's rules for pods.
@@ -27,8 +27,18 @@ pub struct VpcUplink<'a> {
     pub index: u32,
     /// Name.
     pub name: &'a IfName,
-    /// The tables that lead over it.
+    /// Its tables.
     pub tables: BTreeSet<u32>,
+}
+
+impl<'a> PodRules<'a> {
+    /// Adds one of the VPC CNI's rules for a pod.
+    pub fn add(&mut self, pod: IpAddr, rule: &'a Rule) {
+        match rule.priority {
+            TO_POD => drop(self.to.insert(pod, rule)),
+            _ => self.from.entry(pod).or_default().push(rule),
+        }
+    }
 }
 
 impl<'a> Topology<'a> {
@@ -36,7 +46,7 @@ impl<'a> Topology<'a> {
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn vpc_pod_rules(&self) -> Result<PodRules<'a>, Gap> {
         let mut rules = PodRules::default();
         if !self.is_vpc_cni()? {
@@ -45,19 +55,19 @@ impl<'a> Topology<'a> {
         for rule in self.rules()? {
             let (source, destination) = (host(rule.selector.from.as_ref()), host(rule.selector.to.as_ref()));
             match (rule.priority, source, destination) {
-                (TO_POD, _, Some(pod)) if rule.table == TABLE_MAIN => drop(rules.to.insert(pod, rule)),
-                (FROM_POD, Some(pod), _) => rules.from.entry(pod).or_default().push(rule),
+                (TO_POD, _, Some(pod)) if rule.table == TABLE_MAIN => rules.add(pod, rule),
+                (FROM_POD, Some(pod), _) => rules.add(pod, rule),
                 _ => {}
             }
         }
         Ok(rules)
     }
 
-    /// The pods that have a host route over a link that the VPC CNI has named.
+    /// The pods with a host route over a link with the VPC CNI's names.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn vpc_pods(&self) -> Result<BTreeMap<IpAddr, Site>, Gap> {
         if !self.is_vpc_cni()? {
             return Ok(BTreeMap::new());
@@ -68,11 +78,11 @@ impl<'a> Topology<'a> {
         Ok(pods)
     }
 
-    /// The tables that the VPC CNI leads pods and the addresses of its uplinks to.
+    /// The tables that the VPC CNI uses for pods and for the addresses of its uplinks.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn vpc_tables(&self) -> Result<BTreeSet<(Family, u32)>, Gap> {
         let mut tables = BTreeSet::new();
         if self.is_vpc_cni()? {
@@ -82,12 +92,12 @@ impl<'a> Topology<'a> {
         Ok(tables)
     }
 
-    /// The secondary uplinks of the VPC CNI: the links that its tables lead over, and those that carry the address of a
-    /// rule 32765, whose table may be empty.
+    /// The secondary uplinks of the VPC CNI: the links of its tables, and those with the address of a rule 32765, whose
+    /// table may be empty.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn vpc_uplinks(&self) -> Result<Vec<VpcUplink<'a>>, Gap> {
         let tables = self.vpc_tables()?;
         self.ask_for_tables(tables.iter().copied())?;
@@ -116,44 +126,22 @@ impl<'a> Topology<'a> {
         Ok(found.into_iter().filter_map(uplink).collect())
     }
 
-    /// The links by which the main table's defaults leave and that are no secondary uplink of the VPC CNI.
+    /// The links of the main table's defaults that are not secondary uplinks of the VPC CNI.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn first_uplinks(&self) -> Result<BTreeSet<u32>, Gap> {
-        let mut first = BTreeSet::new();
-        for family in [Family::V4, Family::V6] {
-            first.extend(self.main_defaults(family)?.iter().flat_map(SeenRoute::hops).filter_map(|hop| hop.oif));
-        }
+        let mut first = self.main_exits()?;
         for uplink in self.vpc_uplinks()? {
             first.remove(&uplink.index);
         }
         Ok(first)
     }
-
-    /// Whether a rule leads what a pod of this node, or an uplink of the VPC CNI, sends.
-    ///
-    /// # Errors
-    ///
-    /// What has to be looked at first.
-    pub fn concerns_vpc_cni(&self, rule: &Rule) -> Result<bool, Gap> {
-        let Some((source, table)) = sends(rule) else { return Ok(false) };
-        if self.owner_of_table(rule.family, table)? == Owner::VpcCni {
-            return Ok(false); // its own
-        }
-        let rules = self.vpc_pod_rules()?;
-        if rules.to.contains_key(&source) || rules.from.contains_key(&source) || self.vpc_pods()?.contains_key(&source)
-        {
-            return Ok(true);
-        }
-        let carriers = self.carriers(source)?;
-        Ok(self.vpc_uplinks()?.iter().any(|uplink| carriers.contains(&uplink.index)))
-    }
 }
 
-/// Whether a rule is one that the VPC CNI leads to the table of an uplink. What systemd-networkd has made is the policy
-/// of another, and so are the numbers of ec2-net-utils, which the VPC CNI never uses.
+/// Whether a rule is the VPC CNI's for the table of an uplink. Rules of systemd-networkd belong to another policy, and
+/// so do the table numbers of ec2-net-utils, which the VPC CNI never uses.
 pub(super) fn is_of_uplink_table(rule: &Rule) -> bool {
     matches!(rule.priority, FROM_POD | UPLINK_RULE_PRIORITY)
         && rule.protocol != PROTO_STATIC

@@ -1,6 +1,6 @@
 use super::uplinks::FEW;
 use super::*;
-use crate::memory::Memory;
+use crate::history::memory::Memory;
 use crate::observed::Want;
 use crate::reconcile::testing::{Model, desired};
 
@@ -20,7 +20,7 @@ struct Node {
     uplinks: Vec<Uplink>,
     /// Where they are others after a while.
     settled: Option<Vec<Uplink>>,
-    desired: Desired,
+    desired: Config,
 }
 
 impl std::ops::Deref for Node {
@@ -62,12 +62,12 @@ fn pod(name: &str, created: Duration) -> Pod {
 /// eth0 is known, eth1 has come, and an old pod runs.
 fn changed() -> Node {
     let uplinks = vec![uplink("eth0", "10.0.0.10/24"), uplink("eth1", "10.0.1.10/24")];
-    let mut node = Node { model: Model::new(""), uplinks, settled: None, desired: Desired::default() };
-    let interfaces = Some(Desired::default().kube_proxy.interfaces.as_str().to_owned());
+    let mut node = Node { model: Model::new(""), uplinks, settled: None, desired: Config::default() };
+    let interfaces = Some(Config::default().kube_proxy.interfaces.as_str().to_owned());
     let kube_proxy =
         Knowledge { interfaces, uplinks: Some(vec![uplink("eth0", "10.0.0.10/24")]), ..Knowledge::default() };
     let memory = Memory { kube_proxy, ..Memory::default() };
-    node.recall = Recall { memory, wall: TODAY, boot: START, awake: START, begun: START };
+    node.recall = Recall { memory, wall: TODAY, boot: START, awake: START, begun: START, ..Recall::default() };
     node.pods = Ok(vec![pod("old", TODAY - Duration::from_secs(9_000))]);
     node
 }
@@ -89,6 +89,30 @@ fn noted(plan: Plan) -> Knowledge {
     }
 }
 
+/// A restart, with what is remembered at each turn of it.
+struct Turns {
+    step: Step,
+    id: Option<PodId>,
+    begun: Knowledge,
+    ended: Knowledge,
+    failed: Knowledge,
+    backoff: Duration,
+}
+
+fn turns(step: &Step) -> Turns {
+    let Change::RestartPod(restart) = &step.change else { panic!("{step:?}") };
+    let [
+        (When::Before, Note::KubeProxy(begun)),
+        (When::Applied, Note::KubeProxy(ended)),
+        (When::Failed, Note::RestartFailed { knowledge: failed, backoff }),
+    ] = step.notes.as_slice()
+    else {
+        panic!("{step:?}")
+    };
+    let (begun, ended, failed) = (begun.clone(), ended.clone(), failed.clone());
+    Turns { step: step.clone(), id: restart.id.clone(), begun, ended, failed, backoff: *backoff }
+}
+
 fn recalled(kube_proxy: Knowledge) -> Memory {
     Memory { kube_proxy, ..Memory::default() }
 }
@@ -108,6 +132,36 @@ fn the_first_run_remembers_and_does_nothing() {
 }
 
 #[test]
+fn before_the_network_is_configured_there_is_nothing_to_remember() {
+    let mut node = changed();
+    node.recall.memory = Memory::default();
+    let uplinks = std::mem::take(&mut node.uplinks);
+    assert_eq!(planned(&mut node), Plan::default());
+    node.uplinks = uplinks.clone();
+    assert_eq!(noted(planned(&mut node)).uplinks, Some(uplinks), "then kube-proxy starts with these");
+}
+
+#[test]
+fn a_run_of_the_watcher_reports_a_failure_of_crictl_when_it_lasts() {
+    let mut node = changed();
+    node.pods = Err("no runtime yet".into());
+    let since = TODAY - Duration::from_secs(60);
+    node.recall.memory.kube_proxy.pending = Some(Pending { since, uplinks: node.uplinks.clone() });
+    node.recall.patience = Patience::Due;
+    let first = planned(&mut node);
+    assert_eq!(reason(&first.held), "uplinks changed: +eth1; crictl failed; held back for 55s");
+    assert_eq!((first.blocked.len(), first.due), (0, Some(START + Duration::from_secs(55))));
+    let boot = START + Duration::from_secs(56);
+    node.recall =
+        Recall { patience: Patience::Due, memory: recalled(noted(first)), wall: TODAY, boot, ..Recall::default() };
+    let second = planned(&mut node);
+    assert!(second.held.is_empty() && second.blocked[0].because.ends_with("no runtime yet"), "{second:?}");
+    node.recall = Recall { memory: recalled(noted(second)), boot: boot * 2, ..node.recall.clone() };
+    node.pods = Ok(vec![pod("old", Duration::ZERO)]);
+    assert_eq!(planned(&mut node).steps.len(), 1);
+}
+
+#[test]
 fn nothing_changed_is_nothing_to_remember() {
     let mut node = changed();
     node.recall.memory.kube_proxy.uplinks = Some(node.uplinks.clone());
@@ -121,7 +175,7 @@ fn a_change_restarts_the_one_old_pod() {
     let mut node = changed();
     let plan = planned(&mut node);
     assert_eq!(reason(&plan.steps), "uplinks changed: +eth1");
-    let Change::RestartPod(restart) = &plan.steps[0].change else { panic!("{plan:?}") };
+    let restart = &turns(&plan.steps[0]);
     assert_eq!(restart.id, Some(id("old")));
     let expected = Restart { id: id("old"), uplinks: node.uplinks.clone() };
     assert_eq!(restart.begun.restart.as_ref(), Some(&expected), "written down before it is done");
@@ -130,7 +184,7 @@ fn a_change_restarts_the_one_old_pod() {
     assert_eq!((&restart.ended.pending, &restart.ended.restart), (&None, &None));
     let listing = "crictl --runtime-endpoint unix:///run/containerd/containerd.sock --timeout 10s";
     assert_eq!(plan.steps[0].change.to_string(), format!("{listing} stopp old && {listing} rmp old"));
-    node.apply(&plan.steps[0].change);
+    node.make(&plan.steps[0]);
     assert_eq!(planned(&mut node), Plan::default(), "and then it is done");
 }
 
@@ -151,7 +205,7 @@ fn every_kind_of_change_is_one() {
 }
 
 #[test]
-fn where_nobody_needs_it_nothing_is_restarted() {
+fn nothing_is_restarted_without_need() {
     let newer = pod("new", TODAY - Duration::from_secs(1));
     let old = pod("old", TODAY - Duration::from_secs(100));
     for (case, pods) in [("no pod", vec![]), ("it has started since", vec![newer.clone()]), ("both", vec![old, newer])]
@@ -224,9 +278,9 @@ fn restarts_in_a_row_back_off() {
         node.uplinks[0].index = 100 + n;
         let plan = planned(&mut node);
         assert_eq!(plan.steps.len(), 1, "{plan:?}");
-        let Change::RestartPod(restart) = &plan.steps[0].change else { panic!("{plan:?}") };
+        let restart = &turns(&plan.steps[0]);
         assert_eq!(restart.begun.row, n + 1);
-        node.apply(&plan.steps[0].change);
+        node.make(&plan.steps[0]);
         node.uplinks[0].index = 200 + n;
         let held = planned(&mut node).held;
         let (_, wait) = reason(&held).split_once("held back for ").unwrap();
@@ -239,14 +293,14 @@ fn restarts_in_a_row_back_off() {
     }
     assert_eq!(waits, ["5m", "5m", "5m", "5m", "10m", "20m", "30m", "30m", "30m", "30m"]);
     // A resumed one is the same one.
-    let Change::RestartPod(restart) = planned(&mut node).steps.remove(0).change else { panic!() };
+    let restart = turns(&planned(&mut node).steps[0]);
     node.recall.memory = recalled(restart.begun.clone());
     assert_eq!(resumed(&mut node).begun.row, restart.begun.row);
     // After a time of calm it is as it was.
-    node.apply(&Change::RestartPod(restart));
+    node.make(&restart.step);
     node.recall.boot += Duration::from_secs(2 * 80 * 60 + 1);
     node.uplinks[0].index = 999;
-    let Change::RestartPod(restart) = planned(&mut node).steps.remove(0).change else { panic!() };
+    let restart = turns(&planned(&mut node).steps[0]);
     assert_eq!(restart.ended.row, 1);
 }
 
@@ -256,7 +310,7 @@ fn uplinks_that_are_new_do_not_wait_for_those_that_flap() {
     let restarted = |node: &mut Node| {
         let plan = planned(node);
         assert_eq!(plan.steps.len(), 1, "{plan:?}");
-        node.apply(&plan.steps[0].change);
+        node.make(&plan.steps[0]);
         node.recall.boot += Duration::from_secs(300);
         node.recall.memory.kube_proxy.row
     };
@@ -344,18 +398,17 @@ fn times_that_cannot_be_hold_nothing_back() {
 }
 
 /// A node on which a restart of `old` was begun, and what was planned then.
-fn begun() -> (Node, Box<RestartPod>) {
+fn begun() -> (Node, Turns) {
     let mut node = changed();
-    let Change::RestartPod(restart) = planned(&mut node).steps.remove(0).change else { panic!() };
+    let restart = turns(&planned(&mut node).steps[0]);
     node.recall.memory = recalled(restart.begun.clone());
     (node, restart)
 }
 
-fn resumed(node: &mut Node) -> Box<RestartPod> {
-    let mut plan = planned(node);
+fn resumed(node: &mut Node) -> Turns {
+    let plan = planned(node);
     assert_eq!(plan.steps.len(), 1, "{plan:?}");
-    let Change::RestartPod(restart) = plan.steps.remove(0).change else { panic!() };
-    restart
+    turns(&plan.steps[0])
 }
 
 #[test]
@@ -388,7 +441,7 @@ fn what_changes_while_a_restart_is_under_way_is_not_forgotten() {
 }
 
 #[test]
-fn a_restart_that_nobody_needs_any_more_is_dropped() {
+fn a_restart_that_is_no_longer_needed_is_dropped() {
     let (mut node, _) = begun();
     node.uplinks.truncate(1);
     let plan = planned(&mut node);
@@ -500,7 +553,7 @@ fn an_uplink_that_appears_while_it_is_waited_is_left_to_the_next_run() {
 }
 
 #[test]
-fn labels_that_nobody_has_are_reported_where_others_run() {
+fn labels_that_no_pod_has_are_reported_where_others_run() {
     let mut node = changed();
     node.pods = Ok(vec![]);
     assert_eq!(planned(&mut node).notices, vec![], "no pod at all");
@@ -510,7 +563,7 @@ fn labels_that_nobody_has_are_reported_where_others_run() {
     assert!(text.contains("namespace kube-system has the labels k8s-app=kube-proxy"), "{text}");
     assert_eq!(plan.notices[0].problem, None);
     node.recall.memory.kube_proxy = noted(plan);
-    // It is still so in later runs, which ask nobody; and no longer once the question is another.
+    // It is still so in later runs, which do not ask; and no longer once the question is another.
     let plan = planned(&mut node);
     assert_eq!((plan.notices[0].text.as_str(), plan.remember.len()), (text.as_str(), 0));
     node.desired = desired("kube_proxy: {labels: {component: kube-proxy}}");
@@ -520,8 +573,8 @@ fn labels_that_nobody_has_are_reported_where_others_run() {
 #[test]
 fn an_uplink_that_the_pattern_leaves_out_is_reported() {
     for (interfaces, mode, expected) in [
-        ("^ens", "enforce", Some("eth0 and 1 more are left out by kube_proxy.interfaces")),
-        ("^eth1$", "observe", Some("eth0 is left out by kube_proxy.interfaces")),
+        ("^ens", "enforce", Some("kube_proxy.interfaces leaves out eth0 and 1 more")),
+        ("^eth1$", "observe", Some("kube_proxy.interfaces leaves out eth0")),
         ("^eth", "enforce", None),
         ("auto", "enforce", None),
     ] {

@@ -1,21 +1,21 @@
-//! The links whose changes kube-proxy has to learn of, and those that the configuration leaves out.
+//! The links whose changes kube-proxy must learn of, and those that the configuration leaves out.
 
 use std::collections::BTreeSet;
 
 use crate::change::Notice;
-use crate::desired::{Interfaces, KubeProxy, Mode};
-use crate::memory::Uplink;
-use crate::net::{Dev, IfName};
+use crate::config::{Interfaces, KubeProxy, Mode};
+use crate::history::memory::Uplink;
+use crate::model::{Dev, IfName};
 use crate::observed::Gap;
 use crate::sorted;
 use crate::topology::{LOOPBACK, Topology};
 
-/// So many links that carry addresses are looked at one by one, before rules and routes are. Some networks give each pod's
-/// link an address.
+/// Up to this many links with addresses are looked at one by one, before rules and routes. Some networks give each
+/// pod's link an address.
 pub const FEW: usize = 8;
 
-/// The uplinks that have an address which kube-proxy may take up: by their role or by name. One that kube-proxy knows and
-/// that has lost its role, but neither itself nor its addresses, is still one: for kube-proxy nothing has changed.
+/// The uplinks with an address that kube-proxy may use: by their role or by name. A link that kube-proxy knows, that
+/// has lost its role but is otherwise unchanged, still counts: for kube-proxy nothing has changed.
 pub fn uplinks(wish: &KubeProxy, topology: Topology<'_>, known: &[Uplink]) -> Result<Vec<Uplink>, Gap> {
     let lasting = topology.observed().global_addresses()?.filter(|address| address.lasting);
     let carriers = sorted::set(lasting.clone().map(|address| address.index));
@@ -43,14 +43,14 @@ pub fn uplinks(wish: &KubeProxy, topology: Topology<'_>, known: &[Uplink]) -> Re
     Ok(sorted::list(uplinks, |a, b| a.name.cmp(&b.name)))
 }
 
-/// Of the links that carry addresses, those that are uplinks. Which they are takes a look at the rules and the main table:
-/// not where all that might be one is known.
+/// The uplinks among the links with addresses. This requires the rules and the main table, unless all candidates are
+/// known.
 fn by_role(topology: Topology<'_>, carriers: &BTreeSet<u32>, known: &[Uplink]) -> Result<BTreeSet<u32>, Gap> {
     let known = sorted::set(known.iter().map(|uplink| uplink.index));
     let mut indexes = sorted::set(carriers.intersection(&known).copied());
     let unknown: Vec<u32> = carriers.difference(&known).copied().collect();
     let is_complete = unknown.len() <= FEW && {
-        // All at once: those that are known have to be looked at in any case.
+        // All at once: known links must be looked at in any case.
         topology.observed().links(carriers.iter().copied())?;
         topology.possible_uplinks(unknown)?.is_empty()
     };
@@ -60,12 +60,11 @@ fn by_role(topology: Topology<'_>, carriers: &BTreeSet<u32>, known: &[Uplink]) -
     Ok(indexes)
 }
 
-/// The links that default routes leave by and whose changes nobody notices, as the configured pattern leaves them out.
-/// By name.
+/// The links of default routes that the configured pattern leaves out, so that their changes go unnoticed. By name.
 ///
 /// # Errors
 ///
-/// What has to be looked at first.
+/// What must be looked at first.
 pub fn unattended(wish: &KubeProxy, topology: Topology<'_>) -> Result<Vec<Dev>, Gap> {
     let Interfaces::Named(pattern) = &wish.interfaces else { return Ok(Vec::new()) };
     if wish.mode == Mode::Off {
@@ -83,19 +82,19 @@ pub fn unattended(wish: &KubeProxy, topology: Topology<'_>) -> Result<Vec<Dev>, 
     Ok(sorted::list(links.into_iter().map(|link| link.dev.clone()), |a, b| a.name.cmp(&b.name)))
 }
 
-/// What an operator is told of these.
+/// The notice about these links.
 pub fn notice(wish: &KubeProxy, unattended: &[Dev]) -> Option<Notice> {
     let names: Vec<String> = unattended.iter().map(|dev| dev.name.to_string()).collect();
     let (first, rest) = names.split_first()?;
     let text = format!(
-        "{}: carries a default route and a global address, and is not matched by kube_proxy.interfaces ({}), so that \
-         kube-proxy does not learn of its changes; node-fixer doctor shows what to write",
+        "{}: carries a default route and a global address, but kube_proxy.interfaces ({}) does not match it, so \
+         kube-proxy does not learn of its changes; run node-fixer doctor for the configuration to write",
         names.join(", "),
         wish.interfaces
     );
     let problem = match rest.len() {
-        0 => format!("{first} is left out by kube_proxy.interfaces"),
-        more => format!("{first} and {more} more are left out by kube_proxy.interfaces"),
+        0 => format!("kube_proxy.interfaces leaves out {first}"),
+        more => format!("kube_proxy.interfaces leaves out {first} and {more} more"),
     };
     Some(Notice { text, problem: Some(problem) })
 }

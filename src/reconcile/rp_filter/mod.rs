@@ -1,25 +1,25 @@
-//! `rp_filter`: every selected interface whose live value is to be replaced gets the value wanted. conf/all is never
-//! written: where it is greater it wins, and the wish is blocked. `off` of `default` is left as it is: it drops nothing.
+//! `rp_filter`: every selected interface whose live value is in `replace` gets `value`. conf/all is never written: if
+//! it is greater it wins, and the change is blocked. `default` stays off if it is off, which drops nothing.
 
 mod selection;
 
 use std::collections::BTreeSet;
 
-use super::{bridges, rules};
 use crate::change::{Blocked, Notice, Plan};
-use crate::desired::{Desired, Interfaces, Mode, RpFilter, RpValue};
-use crate::net::{Dev, SysctlKey};
+use crate::config::{Config, Interfaces, Mode, RpFilter, RpValue};
+use crate::model::{Dev, SysctlKey};
 use crate::observed::{Gap, Observed, RpFilters};
 use crate::sorted;
+use crate::topology::forecast::{DeclaredRules, bridges_to_create};
 use crate::topology::{LOOPBACK, Topology};
 use selection::{DEFAULT, entries, is_named, main_entry};
 pub use selection::{Entry, Selection, entry_to_come, of_default};
 
-/// What differs.
-pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
+/// The plan of the section.
+pub fn plan(desired: &Config, observed: &Observed) -> Result<Plan, Gap> {
     let wish = &desired.rp_filter;
     let live = observed.rp_filters()?;
-    let declared = rules::Declared::of(desired);
+    let declared = DeclaredRules::to_come(desired, observed)?;
     let topology = Topology::after(desired, &declared, observed);
     let default = of_default(wish).filter(|entry| live.default != RpValue::Off.number() && entry.offends(live.default));
     let links = interesting(wish, live, default.is_some(), observed)?;
@@ -30,8 +30,9 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     };
     let mut plan = Plan::default();
     if let Some(entry) = default {
-        // The value would go to each interface that nobody has given one: those that it is not meant for keep theirs.
-        let to_come = bridges::to_come(desired, observed)?.into_iter().filter(|name| !is_named(wish, name));
+        // The kernel copies the value to each interface whose value was never set explicitly. Interfaces that should
+        // not get it are pinned.
+        let to_come = bridges_to_create(desired, observed)?.into_iter().filter(|name| !is_named(wish, name));
         let keeps = |it: &&(Dev, i32)| it.1 == live.default && step_of(it).is_none();
         let keeping = links.iter().filter(keeps).map(|(dev, _)| &dev.name).chain(to_come);
         let first = keeping.map(|name| (SysctlKey::rp_filter(name), live.default.to_string())).collect();
@@ -45,8 +46,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Plan, Gap> {
     Ok(plan)
 }
 
-/// The links whose values some entry may have changed, that follow `default`, or that are strict: only these need a name.
-/// What has vanished meanwhile has none.
+/// The links that may need a name: those whose value some entry may change, that follow `default`, or that are strict.
+/// Links that have vanished meanwhile have none.
 fn interesting(
     wish: &RpFilter,
     live: &RpFilters,
@@ -75,7 +76,7 @@ fn named(links: &[(u32, i32)], observed: &Observed) -> Result<Vec<(Dev, i32)>, G
     Ok(named.collect())
 }
 
-/// The wishes that `all` overrules, one for each value.
+/// The values that `all` overrides, one entry for each.
 fn overruled(wish: &RpFilter, topology: Topology<'_>, live: &RpFilters) -> Result<Vec<Blocked>, Gap> {
     if entries(wish).all(|entry| live.all <= entry.value.number()) {
         return Ok(Vec::new());
@@ -87,28 +88,28 @@ fn overruled(wish: &RpFilter, topology: Topology<'_>, live: &RpFilters) -> Resul
         let wanted = links.iter().filter(|(dev, _)| selection.entry(dev).is_some_and(|entry| entry.value == value));
         if let Some(name) = wanted.map(|(dev, _)| &dev.name).min() {
             let because = format!(
-                "net.ipv4.conf.all.rp_filter is {}, and the kernel takes the greater of it and the interface's own; \
-                 node-fixer never writes it. Set it to 0 in /etc/sysctl.d, or configure another rp_filter.value",
+                "net.ipv4.conf.all.rp_filter is {}, and the kernel uses the greater of it and the interface's own \
+                 value; node-fixer never writes it. Set it to 0 in /etc/sysctl.d, or configure another rp_filter.value",
                 live.all
             );
-            let want = format!("rp_filter {} ({value}) in effect on {name}", value.number());
+            let want = format!("make rp_filter {} ({value}) effective on {name}", value.number());
             blocked.push(Blocked::new(want, because));
         }
     }
     Ok(blocked)
 }
 
-/// Whether it is strict in effect, and that is what the section replaces elsewhere.
+/// Whether it is strict in effect, and the section replaces that elsewhere.
 fn is_strict_against(wish: &RpFilter, live: &RpFilters, value: i32) -> bool {
     live.all.max(value) == RpValue::Strict.number() && main_entry(wish).offends(RpValue::Strict.number())
 }
 
-/// The links that IPv4 default routes leave by and that are strict, though the section does not look after them: nothing
-/// in the configuration says that this is meant. By name.
+/// The links of IPv4 default routes that are strict and that the section leaves out, although the configuration does
+/// not say that this is intended. By name.
 ///
 /// # Errors
 ///
-/// What has to be looked at first.
+/// What must be looked at first.
 pub fn unattended(wish: &RpFilter, topology: Topology<'_>) -> Result<Vec<Dev>, Gap> {
     let live = topology.observed().rp_filters()?;
     let strict = live.links.iter().filter(|(_, value)| is_strict_against(wish, live, *value));
@@ -117,7 +118,7 @@ pub fn unattended(wish: &RpFilter, topology: Topology<'_>) -> Result<Vec<Dev>, G
     unattended_of(wish, topology, &selection, strict.iter().map(|(dev, _)| dev).collect())
 }
 
-/// Those of these, which are strict.
+/// Those of these that are strict.
 fn unattended_of(
     wish: &RpFilter,
     topology: Topology<'_>,
@@ -138,16 +139,17 @@ fn notice(wish: &RpFilter, unattended: &[Dev]) -> Option<Notice> {
     let names: Vec<String> = unattended.iter().map(|dev| dev.name.to_string()).collect();
     let first = names.first()?;
     let why = match &wish.interfaces {
-        Interfaces::Auto => "no uplink by its role (it has no global address)".to_owned(),
+        Interfaces::Auto => "not an uplink (it has no global address)".to_owned(),
         Interfaces::Named(pattern) => format!("not matched by rp_filter.interfaces ({pattern})"),
     };
     let text = format!(
-        "{}: carries a default route, its rp_filter is strict, and it is {why}; node-fixer doctor shows what to write",
+        "{}: carries a default route, its rp_filter is strict, and it is {why}; run node-fixer doctor for the \
+         configuration to write",
         names.join(", ")
     );
     let problem = match names.len() - 1 {
-        0 => format!("{first} is strict and looked after by nobody"),
-        more => format!("{first} and {more} more are strict and looked after by nobody"),
+        0 => format!("{first} is strict and not managed"),
+        more => format!("{first} and {more} more are strict and not managed"),
     };
     Some(Notice { text, problem: Some(problem) })
 }

@@ -1,40 +1,40 @@
-//! Which interfaces the section looks after, and what it wants of each.
+//! Which interfaces the section manages, and the value for each.
 
 use std::collections::BTreeSet;
 
 use crate::change::{Change, Step};
-use crate::desired::{Interfaces, RpFilter, RpValue};
-use crate::net::{Dev, IfName, SysctlKey};
+use crate::config::{Interfaces, RpFilter, RpValue};
+use crate::model::{Dev, IfName, SysctlKey, SysctlWrite};
 use crate::observed::Gap;
 use crate::topology::{LOOPBACK, Topology};
 
 /// Name of the pseudo-interface whose values new interfaces copy.
 pub const DEFAULT: &str = "default";
 
-/// The value for an interface, and what it replaces.
+/// The value for an interface, and the values it replaces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry<'a> {
-    /// What is set.
+    /// The value to set.
     pub value: RpValue,
     replace: &'a [RpValue],
 }
 
 impl Entry<'_> {
-    /// Whether a live value is to be replaced.
+    /// Whether a live value is replaced.
     pub fn offends(&self, live: i32) -> bool {
         live != self.value.number() && self.replace.iter().any(|bad| bad.number() == live)
     }
 
     /// The step that sets it.
-    pub fn set(&self, name: &str, live: i32, key: SysctlKey, first: Vec<(SysctlKey, String)>) -> Step {
+    pub fn set(&self, name: &str, live: i32, key: SysctlKey, pin_before: Vec<(SysctlKey, String)>) -> Step {
         let value = self.value.number().to_string();
-        let reason = format!("rp_filter of {name} is {live}, wanted is {value} ({})", self.value);
-        let (before, then, needs) = (live.to_string(), Vec::new(), Vec::new());
-        Step { change: Change::SetSysctl { key, value, before, first, then, needs }, reason }
+        let reason = format!("rp_filter of {name} is {live}, want {value} ({})", self.value);
+        let write = SysctlWrite { pin_before, ..SysctlWrite::alone(key, value, live.to_string()) };
+        Step::new(Change::Sysctl(write), reason)
     }
 }
 
-/// All entries, in the order in which they are asked.
+/// All entries, in the order in which they apply.
 pub fn entries(wish: &RpFilter) -> impl Iterator<Item = Entry<'_>> {
     wish.more.iter().map(|it| Entry { value: it.value, replace: &it.replace }).chain([main_entry(wish)])
 }
@@ -50,18 +50,18 @@ fn further_entry<'a>(wish: &'a RpFilter, name: &[u8]) -> Option<Entry<'a>> {
     Some(Entry { value: entry.value, replace: &entry.replace })
 }
 
-/// The entry for `default`, which is no interface.
+/// The entry for `default`, which is not an interface.
 pub fn of_default(wish: &RpFilter) -> Option<Entry<'_>> {
     entry_to_come(wish, DEFAULT.as_bytes())
 }
 
-/// Whether a pattern matches the name, of whatever entry.
+/// Whether the pattern of any entry matches the name.
 pub fn is_named(wish: &RpFilter, name: &IfName) -> bool {
     wish.interfaces != Interfaces::Auto && entry_to_come(wish, name.as_bytes()).is_some()
         || further_entry(wish, name.as_bytes()).is_some()
 }
 
-/// The entry for an interface of this name that is not there yet, and may have any role.
+/// The entry for a future interface of this name, which may have any role.
 pub fn entry_to_come<'a>(wish: &'a RpFilter, name: &[u8]) -> Option<Entry<'a>> {
     let is_main = match &wish.interfaces {
         Interfaces::Auto => true,
@@ -70,20 +70,20 @@ pub fn entry_to_come<'a>(wish: &'a RpFilter, name: &[u8]) -> Option<Entry<'a>> {
     further_entry(wish, name).or(is_main.then(|| main_entry(wish)))
 }
 
-/// Which interfaces the section looks after.
+/// The interfaces that the section manages.
 #[derive(Debug)]
 pub struct Selection<'a> {
     wish: &'a RpFilter,
-    /// Those that have the role, where it counts.
+    /// Those that have the role, if the role matters.
     by_role: BTreeSet<u32>,
 }
 
 impl<'a> Selection<'a> {
-    /// Looks at no more than what says which of these links are selected.
+    /// Looks only at what decides which of these links are selected.
     ///
     /// # Errors
     ///
-    /// What has to be looked at first.
+    /// What must be looked at first.
     pub fn of<'d>(
         wish: &'a RpFilter,
         topology: Topology<'_>,
@@ -101,7 +101,7 @@ impl<'a> Selection<'a> {
         Ok(Selection { wish, by_role })
     }
 
-    /// What is wanted of a link; `None` where nothing is.
+    /// The value for a link; `None` if it is not managed.
     pub fn entry(&self, dev: &Dev) -> Option<Entry<'a>> {
         let is_main = match &self.wish.interfaces {
             Interfaces::Auto => self.by_role.contains(&dev.index),

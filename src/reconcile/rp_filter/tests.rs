@@ -88,14 +88,14 @@ fn all_is_never_written_and_where_it_wins_the_wish_is_blocked() {
     let uplink = "link 2 eth0 10.0.0.1/24 rp=0\nroute default via 10.0.0.9 dev 2\nlink 3 lxc0 rp=0";
     for (case, section, all, keys, wants) in [
         ("loose is the greatest", "{}", 1, 1, &[][..]),
-        ("strict loses", "{value: strict}", 2, 1, &["rp_filter 1 (strict) in effect on eth0"]),
-        ("nobody is concerned", "{value: strict, interfaces: ^ens}", 2, 0, &[]),
+        ("strict loses", "{value: strict}", 2, 1, &["make rp_filter 1 (strict) effective on eth0"]),
+        ("no interface is concerned", "{value: strict, interfaces: ^ens}", 2, 0, &[]),
         (
             "each value",
             "{value: strict, more: [{interfaces: ^lxc, value: off}]}",
             2,
             1,
-            &["rp_filter 0 (off) in effect on lxc0", "rp_filter 1 (strict) in effect on eth0"],
+            &["make rp_filter 0 (off) effective on lxc0", "make rp_filter 1 (strict) effective on eth0"],
         ),
     ] {
         let (written, plan) = written(uplink, section, 2, all);
@@ -105,7 +105,7 @@ fn all_is_never_written_and_where_it_wins_the_wish_is_blocked() {
 }
 
 #[test]
-fn who_follows_default_and_is_not_meant_is_given_its_value_before() {
+fn interfaces_that_follow_default_and_are_not_selected_keep_their_value() {
     let node = "link 2 eth0 10.0.0.1/24 rp=1\nroute default via 10.0.0.9 dev 2
         link 3 docker0 rp=1 kind=bridge\nlink 4 wg0 rp=0\nlink 5 lxc0 rp=1";
     let (commands, _) = written(node, "{}", 1, 0);
@@ -127,18 +127,18 @@ fn a_strict_uplink_that_is_left_out_is_reported() {
         route default via 10.0.0.9 dev 2 table 9";
     let by_all = "link 2 enp39s0 10.0.0.1/24 rp=0\nroute default via 10.0.0.9 dev 2";
     for (case, node, section, all, expected) in [
-        ("two", NODE, "{interfaces: ^eth}", 0, Some("enP2p4s0 and 1 more are strict and looked after by nobody")),
-        ("one", NODE, "{interfaces: ^enP}", 0, Some("enp39s0 is strict and looked after by nobody")),
+        ("two", NODE, "{interfaces: ^eth}", 0, Some("enP2p4s0 and 1 more are strict and not managed")),
+        ("one", NODE, "{interfaces: ^enP}", 0, Some("enp39s0 is strict and not managed")),
         ("by a further entry", NODE, "{interfaces: ^enP, more: [{interfaces: enp, value: strict}]}", 0, None),
         ("observed", NODE, "{interfaces: ^en, mode: observe}", 0, None),
         ("by role", NODE, "{}", 0, None),
         ("strict on purpose", NODE, "{interfaces: ^eth, replace: [off]}", 0, None),
         ("strict is wanted", NODE, "{interfaces: ^eth, value: strict}", 0, None),
-        ("no address, so no role", unnumbered, "{}", 0, Some("tun0 is strict and looked after by nobody")),
+        ("no address, so no role", unnumbered, "{}", 0, Some("tun0 is strict and not managed")),
         ("IPv6 has no rp_filter", v6, "{interfaces: ^eth}", 0, None),
         ("a branch link", branch, "{interfaces: ^eth}", 0, None),
         ("a member of a VRF", vrf, "{interfaces: ^ens}", 0, None),
-        ("strict by all", by_all, "{interfaces: ^eth}", 1, Some("enp39s0 is strict and looked after by nobody")),
+        ("strict by all", by_all, "{interfaces: ^eth}", 1, Some("enp39s0 is strict and not managed")),
         ("loose by all", by_all, "{interfaces: ^eth}", 2, None),
     ] {
         let (_, plan) = written(node, section, 2, all);
@@ -149,12 +149,12 @@ fn a_strict_uplink_that_is_left_out_is_reported() {
 #[test]
 fn a_healthy_node_is_asked_for_no_more_than_its_filters() {
     let mut node = Model::new("link 1 lo 127.0.0.1/8 rp=0\nlink 2 eth0 10.0.0.1/24 rp=2");
-    assert_eq!(node.plan(plan, &Desired::default()), Plan::default());
+    assert_eq!(node.plan(plan, &Config::default()), Plan::default());
     assert_eq!(node.asked, [Want::RpFilters]);
     // A pod's link is known by its name.
     node.rp_filters.links.push((3, 1));
     node.links.push(crate::reconcile::testing::link(3, "eni0123456789a"));
-    assert_eq!(node.plan(plan, &Desired::default()).steps.len(), 1);
+    assert_eq!(node.plan(plan, &Config::default()).steps.len(), 1);
     assert_eq!(node.asked[1..], [Want::RpFilters, Want::Name(3)]);
 }
 
@@ -172,5 +172,5 @@ fn an_interface_that_vanished_is_no_error() {
         seen.rp_filters = Some(Ok(RpFilters { all: 0, default: 2, links: vec![(9, 1)] }));
         seen.names.insert(9, Ok(None));
     });
-    assert_eq!(plan(&Desired::default(), &seen), Ok(Plan::default()));
+    assert_eq!(plan(&Config::default(), &seen), Ok(Plan::default()));
 }

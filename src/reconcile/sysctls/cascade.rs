@@ -1,16 +1,16 @@
-//! Sysctls that the kernel changes along with another one (net/ipv4/devinet.c, net/ipv6/addrconf.c). A few keys of
-//! `all` are not only values of their own: a write to one is a write to that key of every interface and of `default`.
+//! Sysctls that the kernel changes along with another one (net/ipv4/devinet.c, net/ipv6/addrconf.c). For a few keys of
+//! `all`, a write is a write to that key of every interface and of `default`.
 //!
 //! A write to net.ipv4.conf.default.* also changes each interface whose value was never set explicitly. Such an
-//! interface is written its own value first, and keeps it: `default` is for interfaces to come.
+//! interface first gets an explicit value, so it keeps it: `default` is meant for new interfaces.
 
 use std::collections::BTreeSet;
 
 use super::{Live, text};
-use crate::net::{FORWARD, IfName, SysctlKey};
+use crate::model::{FORWARD, IfName, SysctlKey};
 use crate::observed::{Gap, Observed};
 
-/// What the kernel does not copy from `default`: a key of its own kind, and those that flush its caches.
+/// Keys that the kernel does not copy from `default`: those of another type, and those that flush its caches.
 const NOT_COPIED: [&str; 6] = [
     "disable_policy",
     "disable_xfrm",
@@ -20,11 +20,11 @@ const NOT_COPIED: [&str; 6] = [
     "route_localnet",
 ];
 
-/// Keys with values, or what kept one of them from being read.
+/// Keys with values, or why one could not be read.
 pub type Values = Result<Vec<(SysctlKey, String)>, String>;
 
-/// What is written before this key of `default` is: those interfaces that would follow it, and their value. `to_come`
-/// are those that begin with what `default` is now; those that are `written` themselves need not be kept.
+/// The writes before this key of `default`: interfaces that would follow it, and their values. `to_come` are future
+/// interfaces, which begin with the current value of `default`; those in `written` need not be pinned.
 pub fn pins(
     key: &str,
     live: &str,
@@ -49,7 +49,7 @@ pub fn pins(
     Ok(Ok(pins))
 }
 
-/// The keys that a write to this one reaches, with their live values.
+/// The keys that a write to this one changes, with their live values.
 pub fn reached(key: &str, observed: &Observed) -> Result<Values, Gap> {
     let Some((directory, what)) = reach(key) else { return Ok(Ok(Vec::new())) };
     let path = |name: &[u8]| SysctlKey::from_path(&[directory.as_bytes(), name, what.as_bytes()].join(&b'/'));
@@ -63,7 +63,7 @@ pub fn reached(key: &str, observed: &Observed) -> Result<Values, Gap> {
     values(keys, observed)
 }
 
-/// The names in a directory but `all`, in order; or why it could not be listed.
+/// The names in a directory except `all`, in order; or why it could not be listed.
 fn names<'a>(directory: &str, observed: &'a Observed) -> Result<Result<Vec<&'a [u8]>, String>, Gap> {
     match observed.sysctl_names([directory.to_owned()]) {
         Ok(names) => {
@@ -77,7 +77,7 @@ fn names<'a>(directory: &str, observed: &'a Observed) -> Result<Result<Vec<&'a [
     }
 }
 
-/// The values of those keys that exist. One that cannot be read may have any value: what is unknown is not nothing.
+/// The values of those keys that exist. One that cannot be read may have any value, which is not the same as none.
 fn values(keys: Vec<SysctlKey>, observed: &Observed) -> Result<Values, Gap> {
     let looks = observed.sysctls_one_by_one(&keys)?;
     let seen = keys.iter().zip(looks).map(|(key, look)| match Live::of(look) {
@@ -88,7 +88,7 @@ fn values(keys: Vec<SysctlKey>, observed: &Observed) -> Result<Values, Gap> {
     Ok(seen.filter_map(Result::transpose).collect())
 }
 
-/// The directory of the interfaces that a write to this key reaches, and their key.
+/// The directory of the interfaces that a write to this key changes, and their key.
 pub fn reach(key: &str) -> Option<(&'static str, &str)> {
     if key == FORWARD {
         return Some(("net/ipv4/conf", "forwarding"));
@@ -110,16 +110,16 @@ pub fn root_of(key: &str) -> Option<String> {
     reaches(&root, name).then_some(root)
 }
 
-/// Whether a write to this key reaches the interface with this name.
+/// Whether a write to this key changes the interface with this name.
 fn reaches(root: &str, name: &str) -> bool {
     reach(root).is_some_and(|(_, what)| name != "all" && (name != "default" || what != "force_forwarding"))
 }
 
-/// What `other` is once `value` has been written to `key`; `None` where that does not change it.
+/// The value of `other` after `value` was written to `key`; `None` if it does not change.
 pub fn cascaded(key: &str, value: &str, other: &str) -> Option<String> {
     let (directory, what) = reach(key)?;
     if key == FORWARD && other == REDIRECTS {
-        // Routers listen to no redirects.
+        // Routers do not accept redirects.
         return Some(if value.trim().parse() == Ok(0) { "1" } else { "0" }.into());
     }
     let name = other.strip_prefix(directory)?.strip_prefix('/')?.strip_suffix(what)?.strip_suffix('/')?;

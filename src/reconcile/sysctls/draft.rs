@@ -1,36 +1,38 @@
-//! The draft of a plan: which keys are written, in which order, and what the ledger says meanwhile.
+//! The draft of a plan: which keys are written, in which order, and how the ledger changes. It is long because the
+//! three depend on each other: each write changes what the next finds and what must be noted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::value::is_same;
-use super::{Key, Live, cascade, ra, rank, text};
+use super::{Live, SysctlState, cascade, ra, rank, text};
 use crate::change::{Blocked, Change, Plan, Step};
-use crate::memory::SetSysctl;
-use crate::net::{IfName, SysctlKey};
+use crate::history::memory::SetSysctl;
+use crate::model::{IfName, SysctlKey, SysctlWrite};
 use crate::observed::{Gap, Observed};
+use crate::sorted;
 
 pub struct Draft<'a> {
-    keys: BTreeMap<&'a str, &'a Key<'a>>,
+    keys: BTreeMap<&'a str, &'a SysctlState<'a>>,
     to_come: &'a [&'a IfName],
     observed: &'a Observed,
     plan: &'a mut Plan,
-    /// What the ledger is to say before the first write.
+    /// The ledger before the first write.
     ledger: BTreeMap<String, SetSysctl>,
-    /// Values as they will be after what is planned so far, where they change.
+    /// Future values, after what is planned so far, if they differ.
     coming: BTreeMap<String, String>,
-    /// What cannot be written.
+    /// Keys that cannot be written.
     blocked: BTreeSet<&'a str>,
     /// Those of them that would cost a default route.
     costly: BTreeSet<&'a str>,
-    /// What is to be taken back, and is not yet: what it has changed along with it stays in the ledger as well.
+    /// Keys that must be restored and are not yet. What changed along with them stays in the ledger as well.
     pending: BTreeSet<&'a str>,
-    /// What it costs to switch IPv6 forwarding on, once that was asked.
+    /// The cost of enabling IPv6 forwarding, once it was determined.
     cost: Option<ra::Cost>,
 }
 
 impl<'a> Draft<'a> {
     pub fn new(
-        keys: &'a [Key<'a>],
+        keys: &'a [SysctlState<'a>],
         to_come: &'a [&'a IfName],
         observed: &'a Observed,
         plan: &'a mut Plan,
@@ -42,16 +44,20 @@ impl<'a> Draft<'a> {
         Draft { keys: by_path, to_come, observed, plan, ledger, coming, blocked, costly, pending, cost: None }
     }
 
-    /// What the ledger is to say.
+    /// The new ledger.
     pub fn into_ledger(self) -> Vec<SetSysctl> {
         self.ledger.into_values().collect()
     }
 
-    /// What is declared.
+    /// These keys by rank, which is 0 to 2.
+    fn ranked(&self, meant: fn(&SysctlState) -> bool, rank: fn(&str) -> u8) -> Vec<&'a SysctlState<'a>> {
+        let of = |at| self.keys.values().copied().filter(move |it| meant(it) && rank(&it.path) == at);
+        (0..=2).flat_map(of).collect()
+    }
+
+    /// The declared values.
     pub fn declare(&mut self) -> Result<(), Gap> {
-        let mut declared: Vec<&Key> = self.keys.values().copied().filter(|it| it.wish.is_some()).collect();
-        declared.sort_by_key(|it| rank(&it.path));
-        for it in declared {
+        for it in self.ranked(|it| it.wish.is_some(), rank) {
             let Some(wish) = it.wish else { continue };
             let value = &wish.value.0;
             let live = match &it.live {
@@ -71,17 +77,17 @@ impl<'a> Draft<'a> {
                 let key = &it.key;
                 let reason = match is_same(&coming, live) {
                     true => format!("{key} is {live}, want {value}"),
-                    false => format!("{key} becomes {coming} by what is set before it, want {value}"),
+                    false => format!("{key} becomes {coming} when an earlier key is set, want {value}"),
                 };
                 match self.write(it, live, value)? {
                     Err(blocked) => {
                         self.block(it, blocked);
                         continue;
                     }
-                    Ok(change) => self.plan.steps.push(Step { change, reason }),
+                    Ok(change) => self.plan.steps.push(Step::new(change, reason)),
                 }
             } else if !self.coming.contains_key(&it.path) {
-                // It fits, and nothing that is written changes it.
+                // It matches, and no write changes it.
                 if let Some(entry) = it.entry {
                     let ours =
                         SetSysctl { value: value.clone(), earlier: None, persist: wish.persist, ..entry.clone() };
@@ -90,8 +96,8 @@ impl<'a> Draft<'a> {
                 continue;
             }
             let before = it.entry.map_or_else(|| self.before(&it.path, live), |entry| entry.before.clone());
-            // What was written already and is not live: the kernel may show the value otherwise (tcp_fastopen_key), and
-            // then it is ours as well.
+            // It was written already and is not live: the kernel may show the value differently (tcp_fastopen_key). It
+            // is node-fixer's all the same.
             let shown = it.entry.filter(|entry| is_same(&entry.value, value) && !is_same(&entry.before, live));
             let earlier = self.earlier(it.entry, live, value).or_else(|| shown.map(|_| live.clone()));
             self.note(SetSysctl { key: it.path.clone(), before, value: value.clone(), earlier, persist: wish.persist });
@@ -99,94 +105,99 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// What is declared no longer, and still has a value of ours.
+    /// Keys that are no longer declared and still have node-fixer's value.
     pub fn take_back(&mut self) -> Result<(), Gap> {
-        let mut undeclared: Vec<&Key> = self.keys.values().copied().filter(|it| it.wish.is_none()).collect();
-        undeclared.sort_by_key(|it| (rank(&it.path) + 2) % 3);
-        for it in undeclared {
-            let Some(entry) = it.entry else { continue };
-            let live = match &it.live {
-                Live::Is(live) => live,
-                Live::Missing => continue, // gone with its interface
-                Live::Unseen(why) => {
-                    self.block(it, Blocked::unseen(it.key.command(&entry.before), why.clone()));
-                    continue;
-                }
-            };
-            if self.ledger.contains_key(&it.path) {
-                continue; // it is restored together with what has changed it
+        for it in self.ranked(|it| it.wish.is_none(), |path| (rank(path) + 2) % 3) {
+            if let Some(entry) = it.entry {
+                self.restore(it, entry)?;
             }
-            let root = cascade::root_of(&it.path);
-            let root = root.and_then(|root| self.keys.get(&*root).copied());
-            if root.is_some_and(|root| self.pending.contains(&*root.path) || self.blocked.contains(&*root.path)) {
-                self.keep(it);
-                continue;
+        }
+        Ok(())
+    }
+
+    /// Restores the previous value, unless another program has changed it or a declared key decides about it.
+    fn restore(&mut self, it: &'a SysctlState<'a>, entry: &SetSysctl) -> Result<(), Gap> {
+        let live = match &it.live {
+            Live::Is(live) => live,
+            Live::Missing => return Ok(()), // gone with its interface
+            Live::Unseen(why) => {
+                self.block(it, Blocked::unseen(it.key.command(&entry.before), why.clone()));
+                return Ok(());
             }
-            // What it is to be while a declared key decides about it.
-            let held = root.and_then(|root| cascade::cascaded(&root.path, &root.wish?.value.0, &it.path));
-            let goal = held.as_ref().unwrap_or(&entry.before);
-            let coming = self.coming(&it.path, live);
-            if let Some(value) = &held {
-                let earlier = self.earlier(it.entry, live, value);
-                self.note(SetSysctl { value: value.clone(), earlier, ..entry.clone() });
+        };
+        if self.ledger.contains_key(&it.path) {
+            return Ok(()); // restored together with the key that changed it
+        }
+        let root = cascade::root_of(&it.path);
+        let root = root.and_then(|root| self.keys.get(&*root).copied());
+        if root.is_some_and(|root| self.pending.contains(&*root.path) || self.blocked.contains(&*root.path)) {
+            self.keep(it);
+            return Ok(());
+        }
+        // Its value while a declared key decides about it.
+        let held = root.and_then(|root| cascade::cascaded(&root.path, &root.wish?.value.0, &it.path));
+        let goal = held.as_ref().unwrap_or(&entry.before);
+        let coming = self.coming(&it.path, live);
+        if let Some(value) = &held {
+            let earlier = self.earlier(it.entry, live, value);
+            self.note(SetSysctl { value: value.clone(), earlier, ..entry.clone() });
+        }
+        if !self.is_ours(entry, live) {
+            return Ok(()); // changed by another program
+        }
+        if is_same(&coming, goal) {
+            if self.has_unseen(it) {
+                self.note(SetSysctl { value: entry.before.clone(), earlier: None, ..entry.clone() });
             }
-            if !self.is_ours(entry, live) {
-                continue; // another's by now
-            }
-            if is_same(&coming, goal) {
-                if self.has_unseen(it) {
-                    self.note(SetSysctl { value: entry.before.clone(), earlier: None, ..entry.clone() });
-                }
-                continue; // restored
-            }
-            let reason = match &held {
-                Some(value) => format!("{} is {live}, want {value}, as is declared for all", it.key),
-                None => format!(
-                    "{} is {live} and was {} before node-fixer changed it; it is no longer declared",
-                    it.key, entry.before
-                ),
-            };
-            match self.write(it, live, goal)? {
-                Err(blocked) => self.block(it, blocked),
-                Ok(change) => {
-                    self.plan.removals.push(Step { change, reason });
-                    self.pending.insert(&it.path);
-                    // What follows this key to its old value has it of us.
-                    let back = SetSysctl { value: goal.clone(), earlier: Some(live.clone()), ..entry.clone() };
-                    match cascade::reach(&it.path) {
-                        Some(_) => self.note(back),
-                        None if held.is_none() => self.keep(it),
-                        None => {}
-                    }
+            return Ok(()); // restored
+        }
+        let reason = match &held {
+            Some(value) => format!("{} is {live}, want {value}, which is declared for all", it.key),
+            None => format!(
+                "{} is {live} and was {} before node-fixer changed it; it is no longer declared",
+                it.key, entry.before
+            ),
+        };
+        match self.write(it, live, goal)? {
+            Err(blocked) => self.block(it, blocked),
+            Ok(change) => {
+                self.plan.removals.push(Step::new(change, reason));
+                self.pending.insert(&it.path);
+                // Keys that follow this one to its old value have it because of node-fixer.
+                let back = SetSysctl { value: goal.clone(), earlier: Some(live.clone()), ..entry.clone() };
+                match cascade::reach(&it.path) {
+                    Some(_) => self.note(back),
+                    None if held.is_none() => self.keep(it),
+                    None => {}
                 }
             }
         }
         Ok(())
     }
 
-    /// The change that writes this key, and what goes with it; or what stands against it.
-    fn write(&mut self, it: &'a Key<'a>, live: &str, value: &str) -> Result<Result<Change, Blocked>, Gap> {
+    /// The change that writes this key with its related writes, or why it is blocked.
+    fn write(&mut self, it: &'a SysctlState<'a>, live: &str, value: &str) -> Result<Result<Change, Blocked>, Gap> {
         let unseen = |why: String| Blocked::unseen(it.key.command(value), why);
         let reached = match cascade::reached(&it.path, self.observed)? {
             Ok(reached) => reached,
             Err(why) => return Ok(Err(unseen(why))),
         };
         let written = self.keys.values().filter(|other| other.path != it.path && other.has_turn());
-        let written: BTreeSet<&str> = match it.path.contains("/default/") {
-            true => written.map(|other| &*other.path).collect(),
+        let written = match it.path.contains("/default/") {
+            true => sorted::set(written.map(|other| &*other.path)),
             false => BTreeSet::new(),
         };
-        let first = match cascade::pins(&it.path, live, self.to_come, &written, self.observed)? {
-            Ok(first) => first,
+        let pin_before = match cascade::pins(&it.path, live, self.to_come, &written, self.observed)? {
+            Ok(pins) => pins,
             Err(why) => return Ok(Err(unseen(why))),
         };
         let wave = Wave { it, live, value, reached };
-        let then = match it.wish {
+        let restore_after = match it.wish {
             Some(_) => Vec::new(),
             None => wave.restored(self),
         };
-        let forwards =
-            ra::deletes(&it.path, value) || then.iter().any(|(key, value)| ra::deletes(&text(&key.path()), value));
+        let restores = |(key, value): &(SysctlKey, String)| ra::deletes(&text(&key.path()), value);
+        let forwards = ra::deletes(&it.path, value) || restore_after.iter().any(restores);
         let silence = ra::deafened(&it.path, live, value);
         let cost = match silence {
             _ if forwards => self.cost()?,
@@ -203,14 +214,14 @@ impl<'a> Draft<'a> {
         };
         match it.wish {
             Some(_) => wave.note_declared(self),
-            None => wave.note_restored(&then, self),
+            None => wave.note_restored(&restore_after, self),
         }
         self.coming.insert(it.path.clone(), value.into());
         let (key, value, before) = (it.key.clone(), value.to_owned(), live.to_owned());
-        Ok(Ok(Change::SetSysctl { key, value, before, first, then, needs }))
+        Ok(Ok(Change::Sysctl(SysctlWrite { key, value, before, pin_before, restore_after, needs })))
     }
 
-    /// What it costs to switch IPv6 forwarding on.
+    /// The cost of enabling IPv6 forwarding.
     fn cost(&mut self) -> Result<ra::Cost, Gap> {
         let cost = match self.cost.take() {
             Some(cost) => cost,
@@ -219,7 +230,7 @@ impl<'a> Draft<'a> {
         Ok(self.cost.insert(cost).clone())
     }
 
-    /// Whether an interface forwards IPv6 when all that is declared is so. Where that cannot be seen it may.
+    /// Whether an interface forwards IPv6 once everything declared is set. If that cannot be read, it may.
     fn will_forward(&self, link: &str) -> Result<bool, Gap> {
         let path = format!("net/ipv6/conf/{link}/forwarding");
         if let Some(Live::Is(declared)) = self.declared(&path) {
@@ -239,19 +250,19 @@ impl<'a> Draft<'a> {
         }))
     }
 
-    /// Takes note that a key cannot be written. What the ledger says of it stays.
-    fn block(&mut self, it: &'a Key<'a>, blocked: Blocked) {
+    /// Records that a key cannot be written. Its ledger entry stays.
+    fn block(&mut self, it: &'a SysctlState<'a>, blocked: Blocked) {
         self.keep(it);
         self.blocked.insert(&it.path);
-        // The same said of each interface would be no news.
+        // The same message for each interface would add nothing.
         let root = cascade::root_of(&it.path);
         if !(self.costly.contains(&*it.path) && root.is_some_and(|root| self.costly.contains(&*root))) {
             self.plan.blocked.push(blocked);
         }
     }
 
-    /// What the ledger says of a key stays, and that its live value is ours, where that is known from another key alone.
-    fn keep(&mut self, it: &Key) {
+    /// Keeps the ledger entry of a key, and that its live value is node-fixer's, if only another key shows that.
+    fn keep(&mut self, it: &SysctlState) {
         let Some(entry) = it.entry else { return };
         let earlier = match &it.live {
             Live::Is(live) => self.earlier(it.entry, live, &entry.value),
@@ -260,10 +271,10 @@ impl<'a> Draft<'a> {
         self.note(SetSysctl { earlier: earlier.or_else(|| entry.earlier.clone()), ..entry.clone() });
     }
 
-    /// Whether there are keys that follow this one and cannot be read: whether they are as they were is not known.
-    fn has_unseen(&self, it: &Key) -> bool {
-        let follows = |other: &&&Key| cascade::root_of(&other.path).is_some_and(|root| root == it.path);
-        let is_unseen = |other: &&&Key| other.entry.is_some() && matches!(other.live, Live::Unseen(_));
+    /// Whether keys that follow this one cannot be read, so that it is unknown whether they are restored.
+    fn has_unseen(&self, it: &SysctlState) -> bool {
+        let follows = |other: &&&SysctlState| cascade::root_of(&other.path).is_some_and(|root| root == it.path);
+        let is_unseen = |other: &&&SysctlState| other.entry.is_some() && matches!(other.live, Live::Unseen(_));
         cascade::reach(&it.path).is_some() && self.keys.values().filter(is_unseen).any(|other| follows(&other))
     }
 
@@ -271,13 +282,13 @@ impl<'a> Draft<'a> {
         self.ledger.insert(entry.key.clone(), entry);
     }
 
-    /// What a key will be after what is planned so far.
+    /// The value of a key after what is planned so far.
     fn coming(&self, path: &str, live: &str) -> String {
         self.coming.get(path).map_or(live, |value| value).to_owned()
     }
 
-    /// What was there before of a key that the ledger does not tell of. Where it follows one that node-fixer has set, that
-    /// is what it was with what was there before of that one: otherwise the ledger would tell of it.
+    /// The previous value of a key that is not in the ledger. If it follows a key that node-fixer has set, it is what
+    /// it was with the previous value of that key; otherwise it would be in the ledger.
     fn before(&self, path: &str, live: &str) -> String {
         let followed = || {
             let root = cascade::root_of(path)?;
@@ -292,18 +303,18 @@ impl<'a> Draft<'a> {
         followed().unwrap_or_else(|| live.to_owned())
     }
 
-    /// Whether a live value is one that was set, or that came of setting another key.
+    /// Whether a live value was set by node-fixer, directly or along with another key.
     fn is_ours(&self, entry: &SetSysctl, live: &str) -> bool {
         let root = || cascade::root_of(&entry.key).and_then(|root| self.keys.get(&*root)?.entry);
         entry.is_ours(live) || root().is_some_and(|root| root.brings(&entry.key, live))
     }
 
-    /// The live value, where it is ours: it stays ours until the new one is there.
+    /// The live value, if node-fixer set it: it counts until the new one is live.
     fn earlier(&self, entry: Option<&SetSysctl>, live: &str, value: &str) -> Option<String> {
         (self.is_ours(entry?, live) && !is_same(live, value)).then(|| live.to_owned())
     }
 
-    /// What a key will be by its own declaration.
+    /// The future value of a key by its own declaration.
     fn declared(&self, path: &str) -> Option<Live> {
         let it = self.keys.get(path)?;
         let wish = it.wish?;
@@ -314,16 +325,16 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// A key that is about to be written, and the others that the kernel changes along with it, with their live values.
+/// A key about to be written, and the others that the kernel changes along with it, with their live values.
 struct Wave<'a> {
-    it: &'a Key<'a>,
+    it: &'a SysctlState<'a>,
     live: &'a str,
     value: &'a str,
     reached: Vec<(SysctlKey, String)>,
 }
 
 impl Wave<'_> {
-    /// Those that have another value than the undoing will give them are noted: they get it back then.
+    /// Values that undoing will not bring back by itself are noted, and restored then.
     fn note_declared(&self, draft: &mut Draft) {
         let root = &self.it.path;
         let first = self.it.entry.map_or(self.live, |entry| &entry.before);
@@ -339,7 +350,7 @@ impl Wave<'_> {
         }
     }
 
-    /// What has to be written after the key is: what is declared, what was there before, and what others have set since.
+    /// What must be written after the key: declared values, previous values, and values that others have set since.
     fn restored(&self, draft: &Draft) -> Vec<(SysctlKey, String)> {
         let root = &self.it.path;
         let restored = self.reached.iter().filter_map(|(key, live)| {
@@ -357,11 +368,11 @@ impl Wave<'_> {
         restored.collect()
     }
 
-    /// What is restored after the key is written is noted before: an end in between leaves it to the next run. Of the
-    /// others what was noted stays, until the key itself is seen to be back.
-    fn note_restored(&self, then: &[(SysctlKey, String)], draft: &mut Draft) {
+    /// Values restored after the key is written are noted before: if the run is killed in between, the next one
+    /// restores them. The notes of others stay until the key itself is restored.
+    fn note_restored(&self, restored: &[(SysctlKey, String)], draft: &mut Draft) {
         let mut goals = BTreeMap::new();
-        goals.extend(then.iter().map(|(key, value)| (key, value)));
+        goals.extend(restored.iter().map(|(key, value)| (key, value)));
         for (key, live) in &self.reached {
             let path = text(&key.path());
             let Some(after) = cascade::cascaded(&self.it.path, self.value, &path) else { continue };
@@ -369,7 +380,7 @@ impl Wave<'_> {
             let goal = goals.get(key).copied();
             draft.coming.insert(path.clone(), goal.unwrap_or(&after).clone());
             if let Some(wish) = known.and_then(|it| it.wish) {
-                // Its declaration restores it. From now on it is what it is by that alone.
+                // Its declaration restores it, and from now on decides about it alone.
                 if goal.is_some() && !draft.ledger.contains_key(&path) {
                     let (before, value) = (draft.before(&path, live), wish.value.0.clone());
                     draft.note(SetSysctl { key: path, before, value, earlier: None, persist: wish.persist });
@@ -391,8 +402,8 @@ impl Wave<'_> {
     }
 }
 
-impl Key<'_> {
-    /// Whether it is to be written: it is declared otherwise, or still has the value of a declaration that is gone.
+impl SysctlState<'_> {
+    /// Whether it must be written: the declaration differs, or it still has the value of a removed declaration.
     fn has_turn(&self) -> bool {
         let Live::Is(live) = &self.live else { return false };
         match (self.wish, self.entry) {
@@ -405,7 +416,7 @@ impl Key<'_> {
 
 fn missing(key: &SysctlKey) -> String {
     format!(
-        "the kernel here has no sysctl {key} (a name with a dot takes slashes: net/ipv4/conf/eth0.100/proxy_arp); it is \
-         set when it appears, with its interface or its kernel module"
+        "this kernel has no sysctl {key} (write a name with a dot with slashes: net/ipv4/conf/eth0.100/proxy_arp); it \
+         is set when it appears, with its interface or kernel module"
     )
 }

@@ -1,8 +1,21 @@
 use super::persist::{HEADER, HEADER_REST, example_of};
+use std::time::Duration;
+
 use super::*;
-use crate::change::{Change, Step};
+use crate::change::{Change, Op, Step};
+use crate::model::SysctlWrite;
 use crate::reconcile::testing::{Model, desired};
-use crate::sysctl_d::{ConfFile, Settings};
+use crate::sysctl_d;
+use crate::sysctl_d::{ConfFile, OurFile, Settings};
+
+/// Takes what is of the ledger.
+fn note(node: &mut Model, notes: Vec<Note>) {
+    for note in notes {
+        if let Note::Ledger(note) = note {
+            node.ledger.take(note, Duration::ZERO);
+        }
+    }
+}
 
 fn shown(steps: &[Step]) -> Vec<String> {
     steps.iter().map(|step| step.change.to_string()).collect()
@@ -26,7 +39,13 @@ fn declared_values_are_set() {
             vec!["sysctl -w net.ipv4.conf.vh_1.proxy_arp=1", "sysctl -w net/ipv4/conf/vh_2.1/proxy_arp=1"],
             0,
         ),
-        ("a pattern of nobody", "sysctls: [{key: 'net.ipv4.conf.tap*.proxy_arp', value: 1}]", node, vec![], 0),
+        (
+            "a pattern that matches nothing",
+            "sysctls: [{key: 'net.ipv4.conf.tap*.proxy_arp', value: 1}]",
+            node,
+            vec![],
+            0,
+        ),
         (
             "a bridge that is to come",
             "bridges: [{name: br0}]\nsysctls: [{key: 'net.ipv4.conf.br*.proxy_arp', value: 1}]",
@@ -60,7 +79,7 @@ fn declared_values_are_set() {
             0,
         ),
     ] {
-        let plan = Model::new(node).plan(plan, &desired(yaml));
+        let plan = Model::new(node).plan_section("sysctls", &desired(yaml));
         assert_eq!(shown(&plan.steps), commands, "{case}");
         assert_eq!(plan.blocked.len(), blocked, "{case}: {:?}", plan.blocked);
         assert_eq!(plan.removals, [], "{case}");
@@ -77,9 +96,13 @@ fn what_was_there_before_comes_back_where_the_value_is_still_ours() {
     ] {
         let mut node = Model::new(&live.map_or(String::new(), |live| format!("sysctl net/x/y = {live}")));
         node.ledger.sysctls.push(entry("net/x/y", before, "2"));
-        let first = node.plan(plan, &desired("{}"));
+        let first = node.plan_section("sysctls", &desired("{}"));
         assert_eq!(shown(&first.removals), expected, "{case}");
-        assert_eq!(first.remember.contains(&Note::Sysctls(Vec::new())), expected.is_empty(), "{case}");
+        assert_eq!(
+            first.remember.contains(&Note::Ledger(LedgerNote::Sysctls(Vec::new()))),
+            expected.is_empty(),
+            "{case}"
+        );
     }
 }
 
@@ -89,13 +112,14 @@ fn the_first_value_is_remembered_however_often_it_is_set() {
     let wish = desired("sysctls: [{key: net.x.y, value: 2}]");
     for live in ["1", "7", "9"] {
         node.sysctls[0].1 = live.into();
-        let first = node.plan(plan, &wish);
-        first.remember.into_iter().for_each(|note| node.ledger.take(note));
+        let first = node.plan_section("sysctls", &wish);
+        note(&mut node, first.remember);
         first.steps.iter().for_each(|step| node.apply(&step.change));
     }
     let entry = entry("net/x/y", "1", "2");
     assert_eq!(node.ledger.sysctls, [SetSysctl { earlier: Some("9".into()), ..entry.clone() }]);
-    node.plan(plan, &wish).remember.into_iter().for_each(|note| node.ledger.take(note));
+    let again = node.plan_section("sysctls", &wish).remember;
+    note(&mut node, again);
     assert_eq!(node.ledger.sysctls, [entry]);
 }
 
@@ -104,17 +128,17 @@ fn entry(key: &str, before: &str, value: &str) -> SetSysctl {
     SetSysctl { key, before, value, earlier: None, persist: false }
 }
 
-/// What the kernel may have refused, or was never told: the earlier value is ours still.
+/// A value that the kernel may have refused, or never got: the earlier value is still node-fixer's.
 #[test]
 fn an_update_that_failed_keeps_what_was_there_before() {
     let mut node = Model::new("sysctl net/x/y = 2");
     node.ledger.sysctls.push(entry("net/x/y", "1", "2"));
-    let first = node.plan(plan, &desired("sysctls: [{key: net.x.y, value: 3}]"));
-    first.remember.into_iter().for_each(|note| node.ledger.take(note));
+    let first = node.plan_section("sysctls", &desired("sysctls: [{key: net.x.y, value: 3}]"));
+    note(&mut node, first.remember);
     assert_eq!(node.ledger.sysctls, [SetSysctl { earlier: Some("2".into()), ..entry("net/x/y", "1", "3") }]);
-    assert_eq!(shown(&node.plan(plan, &desired("{}")).removals), ["sysctl -w net.x.y=1"]);
-    let again = node.plan(plan, &desired("sysctls: [{key: net.x.y, value: 2}]"));
-    assert_eq!(again.remember[1..], [Note::Sysctls(vec![entry("net/x/y", "1", "2")])]);
+    assert_eq!(shown(&node.plan_section("sysctls", &desired("{}")).removals), ["sysctl -w net.x.y=1"]);
+    let again = node.plan_section("sysctls", &desired("sysctls: [{key: net.x.y, value: 2}]"));
+    assert_eq!(again.remember[1..], [Note::Ledger(LedgerNote::Sysctls(vec![entry("net/x/y", "1", "2")]))]);
 }
 
 #[test]
@@ -139,8 +163,8 @@ fn forwarding_is_switched_without_a_loss_to_others() {
     ] {
         let mut node = Model::new(node);
         let mut run = |yaml: &str| {
-            let plan = node.plan(plan, &desired(yaml));
-            plan.remember.into_iter().for_each(|note| node.ledger.take(note));
+            let plan = node.plan_section("sysctls", &desired(yaml));
+            note(&mut node, plan.remember);
             let steps = [plan.steps, plan.removals].concat();
             steps.iter().for_each(|step| node.apply(&step.change));
             steps
@@ -157,7 +181,7 @@ fn forwarding_is_switched_without_a_loss_to_others() {
 }
 
 #[test]
-fn default_takes_nobody_along() {
+fn default_changes_no_other_interface() {
     let mut node = Model::new(
         "sysctl net/ipv4/conf/all/proxy_arp = 0\nsysctl net/ipv4/conf/default/proxy_arp = 0\n\
          sysctl net/ipv4/conf/eth0/proxy_arp = 0\nsysctl net/ipv4/conf/eth1/proxy_arp = 1\n\
@@ -165,11 +189,11 @@ fn default_takes_nobody_along() {
     );
     let yaml = "bridges: [{name: br0}]\nsysctls: [{key: net.ipv4.conf.default.proxy_arp, value: 2}, \
                 {key: net.ipv4.conf.eth2.proxy_arp, value: 0}, {key: net.ipv4.conf.eth3.proxy_arp, value: 1}]";
-    let first = node.plan(plan, &desired(yaml));
+    let first = node.plan_section("sysctls", &desired(yaml));
     let kept = ["eth0", "eth2", "br0"].map(|link| format!("sysctl -w net.ipv4.conf.{link}.proxy_arp=0; "));
     let default = kept.concat() + "sysctl -w net.ipv4.conf.default.proxy_arp=2";
     assert_eq!(shown(&first.steps), [default.as_str(), "sysctl -w net.ipv4.conf.eth3.proxy_arp=1"]);
-    assert_eq!(first.steps[0].change.alone().to_string(), "sysctl -w net.ipv4.conf.default.proxy_arp=2");
+    assert_eq!(first.steps[0].change.without_side_writes().to_string(), "sysctl -w net.ipv4.conf.default.proxy_arp=2");
 }
 
 #[test]
@@ -180,7 +204,7 @@ fn what_is_declared_no_longer_follows_what_still_is() {
     );
     let forward = entry("net/ipv4/ip_forward", "0", "1");
     node.ledger.sysctls = vec![entry("net/ipv4/conf/eth0/forwarding", "0", "0"), forward];
-    let plan = node.plan(plan, &desired("sysctls: [{key: net.ipv4.ip_forward, value: 1}]"));
+    let plan = node.plan_section("sysctls", &desired("sysctls: [{key: net.ipv4.ip_forward, value: 1}]"));
     assert_eq!(shown(&plan.removals), ["sysctl -w net.ipv4.conf.eth0.forwarding=1"]);
 }
 
@@ -190,7 +214,7 @@ fn a_key_that_cannot_be_read_blocks_itself_alone() {
     let key = |path: &str| SysctlKey::from_path(path.as_bytes());
     let mut node = Model::new("sysctl net/x/z = 0");
     node.unreadable = Some(key("net/x/y"));
-    let plan = node.plan(plan, &wish);
+    let plan = node.plan_section("sysctls", &wish);
     assert_eq!(shown(&plan.steps), ["sysctl -w net.x.z=1"]);
     assert!(plan.blocked[0].unseen && plan.blocked.len() == 1, "{:?}", plan.blocked);
 }
@@ -213,25 +237,26 @@ net.ipv4.conf.default.rp_filter = 2
 -net/ipv4/conf/eth0.100/rp_filter = 2
 "
     );
-    let first = node.plan(plan, &desired(yaml));
-    let change = Change::Persist { new: Some(text.clone()), old: None };
+    let first = node.plan_section("sysctls", &desired(yaml));
+    let change = Change::File(Op::Add(OurFile(text.clone())));
     assert_eq!(first.steps.iter().map(|step| &step.change).collect::<Vec<_>>(), [&change]);
     node.apply(&change);
-    assert_eq!(node.plan(plan, &desired(yaml)).steps, []);
-    let undeclared = node.plan(plan, &desired("{}"));
-    assert_eq!(undeclared.removals[0].change, Change::Persist { new: None, old: Some(text) });
+    assert_eq!(node.plan_section("sysctls", &desired(yaml)).steps, []);
+    let undeclared = node.plan_section("sysctls", &desired("{}"));
+    assert_eq!(undeclared.removals[0].change, Change::File(Op::Delete(OurFile(text))));
 
     node.persisted = Some("# An operator's\n".into());
-    assert_eq!(node.plan(plan, &desired("{}")).removals, [], "what others wrote stays");
-    assert_eq!(node.plan(plan, &desired(yaml)).blocked.len(), 1);
+    assert_eq!(node.plan_section("sysctls", &desired("{}")).removals, [], "what others wrote stays");
+    assert_eq!(node.plan_section("sysctls", &desired(yaml)).blocked.len(), 1);
     let observing = yaml.replace("{persist:", "{mode: observe, persist:");
     node.persisted = None;
-    let Change::Persist { new: Some(text), .. } = &node.plan(plan, &desired(&observing)).steps[0].change else {
+    let Change::File(Op::Add(OurFile(text))) = &node.plan_section("sysctls", &desired(&observing)).steps[0].change
+    else {
         panic!();
     };
-    assert!(!text.contains("rp_filter ="), "who observes writes nothing: {text}");
+    assert!(!text.contains("rp_filter ="), "observe writes nothing: {text}");
     node.persisted = Some(format!("{HEADER}\nnet.ipv4.conf.default.rp_filter = 2\n"));
-    let only_observing = node.plan(plan, &desired("rp_filter: {mode: observe, persist: [default]}"));
+    let only_observing = node.plan_section("sysctls", &desired("rp_filter: {mode: observe, persist: [default]}"));
     assert_eq!(only_observing.removals, [], "and takes nothing away");
 }
 
@@ -242,35 +267,35 @@ fn a_file_that_wins_over_ours_is_named() {
         (
             "of one that is there",
             vec![file("/etc/sysctl.d/99-x.conf", "net.ipv4.conf.eth1-*.rp_filter = 1\n")],
-            Some("99-x.conf:1 says 1 for net/ipv4/conf/eth1-up/rp_filter"),
+            Some("99-x.conf:1 sets 1 for net/ipv4/conf/eth1-up/rp_filter"),
         ),
         (
             "of one that may come",
             vec![file("/etc/sysctl.d/99-x.conf", "net.ipv4.conf.eth77.rp_filter = 1\n")],
-            Some("99-x.conf:1 says 1 for net/ipv4/conf/eth77/rp_filter"),
+            Some("99-x.conf:1 sets 1 for net/ipv4/conf/eth77/rp_filter"),
         ),
         (
             "of some that may come",
             vec![file("/etc/sysctl.d/99-x.conf", "net.ipv4.conf.eth5p*.rp_filter = 1\n")],
-            Some("99-x.conf:1 says 1 for net/ipv4/conf/eth5p0/rp_filter"),
+            Some("99-x.conf:1 sets 1 for net/ipv4/conf/eth5p0/rp_filter"),
         ),
         ("of others", vec![file("/etc/sysctl.d/99-x.conf", "net.ipv4.conf.en*.rp_filter = 1\n")], None),
         ("earlier", vec![file("/usr/lib/sysctl.d/50-redhat.conf", "net.ipv4.conf.*.rp_filter = 1\n")], None),
         (
             "later",
             vec![file("/etc/sysctl.d/99-hard.conf", "\nnet.ipv4.conf.*.rp_filter = 1\n")],
-            Some("/etc/sysctl.d/99-hard.conf:2 says 1"),
+            Some("/etc/sysctl.d/99-hard.conf:2 sets 1"),
         ),
         ("later, the same", vec![file("/etc/sysctl.d/99-hard.conf", "net.ipv4.conf.*.rp_filter = 2\n")], None),
         (
-            "in the place of ours",
+            "in place of node-fixer's file",
             vec![file("/run/sysctl.d/90-node-fixer.conf", "net.ipv4.conf.*.rp_filter = 1\n")],
             None,
         ),
     ] {
         let mut node = Model::new("sysctl net/ipv4/conf/eth1-up/rp_filter = 2");
         node.sysctl_files = Settings::new(files);
-        let plan = node.plan(plan, &desired("rp_filter: {persist: ['eth[0-9]*']}"));
+        let plan = node.plan_section("sysctls", &desired("rp_filter: {persist: ['eth[0-9]*']}"));
         let because = plan.blocked.first().map(|blocked| blocked.because.clone());
         match (expected, because) {
             (None, None) => {}
@@ -312,7 +337,7 @@ fn forwarding_costs_no_default() {
     ] {
         let wishes: Vec<_> = wishes.into_iter().cloned().collect();
         let yaml = format!("sysctls: [{}]", wishes.join(", "));
-        let plan = Model::new(&node(accept_ra)).plan(plan, &desired(&yaml));
+        let plan = Model::new(&node(accept_ra)).plan_section("sysctls", &desired(&yaml));
         assert_eq!((plan.steps.len(), plan.blocked.len()), (commands, blocked), "{case}: {plan:?}");
         assert!(plan.blocked.iter().all(|blocked| !blocked.unseen), "{case}");
         let first = shown(&plan.steps).first().cloned().unwrap_or_default();
@@ -320,7 +345,7 @@ fn forwarding_costs_no_default() {
     }
     let mut unreadable = Model::new(&node(1));
     unreadable.unreadable = Some(SysctlKey::from_path(b"net/ipv6/conf/eth0/accept_ra"));
-    let plan = unreadable.plan(plan, &desired(&format!("sysctls: [{all}]")));
+    let plan = unreadable.plan_section("sysctls", &desired(&format!("sysctls: [{all}]")));
     assert!(plan.steps.is_empty() && plan.blocked[0].unseen, "{plan:?}");
 }
 
@@ -347,17 +372,20 @@ fn an_interface_that_forwards_goes_on_hearing_advertisements() {
         ("its own ends", (1, 1, 2), vec![key("eth0.accept_ra", 1), key("eth0.forwarding", 0)], 2, 0),
     ] {
         let yaml = format!("sysctls: [{}]", wishes.join(", "));
-        let plan = Model::new(&node(live.0, live.1, live.2)).plan(plan, &desired(&yaml));
+        let plan = Model::new(&node(live.0, live.1, live.2)).plan_section("sysctls", &desired(&yaml));
         assert_eq!((plan.steps.len(), plan.blocked.len()), (commands, blocked), "{case}: {plan:?}");
     }
     let mut back = Model::new(&node(1, 1, 2));
     back.ledger.sysctls = vec![entry("net/ipv6/conf/eth0/accept_ra", "1", "2")];
-    let kept = back.plan(plan, &desired(&format!("sysctls: [{}]", key("all.forwarding", 1))));
+    let kept = back.plan_section("sysctls", &desired(&format!("sysctls: [{}]", key("all.forwarding", 1))));
     assert_eq!((kept.removals.len(), kept.blocked.len()), (0, 1), "{kept:?}");
     assert!(kept.blocked[0].because.ends_with("declare net.ipv6.conf.eth0.accept_ra: 2"), "{kept:?}");
-    assert!(kept.remember.iter().all(|note| !matches!(note, Note::Sysctls(_))), "the ledger goes on telling of it");
+    assert!(
+        kept.remember.iter().all(|note| !matches!(note, Note::Ledger(LedgerNote::Sysctls(_)))),
+        "the ledger goes on telling of it"
+    );
     back.ledger.sysctls.push(entry("net/ipv6/conf/all/forwarding", "0", "1"));
-    let gone = back.plan(plan, &desired("{}"));
+    let gone = back.plan_section("sysctls", &desired("{}"));
     assert_eq!((gone.removals.len(), gone.blocked.len()), (2, 0), "forwarding goes first: {gone:?}");
 }
 
@@ -400,7 +428,7 @@ enum Trouble {
     Unreadable(usize),
 }
 
-/// One run as [`crate::run`] makes it; whether it ended by itself and nothing was blocked.
+/// One run as [`crate::engine`] makes it; whether it ended by itself and nothing was blocked.
 fn live(node: &mut Model, yaml: &str, trouble: Option<&Trouble>) -> bool {
     let (ends, fails) = match trouble {
         Some(Trouble::Ends(at)) => (*at, usize::MAX),
@@ -413,18 +441,18 @@ fn live(node: &mut Model, yaml: &str, trouble: Option<&Trouble>) -> bool {
     };
     let (mut count, mut well) = (0, true);
     for _ in 0..3 {
-        let plan = node.plan(plan, &desired(yaml));
+        let plan = node.plan_section("sysctls", &desired(yaml));
         well &= plan.blocked.is_empty();
         for note in plan.remember {
             if count == ends {
                 return false;
             }
             count += 1;
-            node.recall.memory.take(note.clone());
-            node.ledger.take(note);
+            node.recall.memory.take(note.clone(), Duration::ZERO);
+            self::note(node, vec![note]);
         }
         for step in plan.steps.iter().chain(&plan.removals) {
-            let Change::SetSysctl { key, .. } = &step.change else { continue };
+            let Change::Sysctl(SysctlWrite { key, .. }) = &step.change else { continue };
             for (written, value) in node.writes(&step.change) {
                 match count {
                     _ if count == ends => return false,
@@ -444,7 +472,7 @@ fn live(node: &mut Model, yaml: &str, trouble: Option<&Trouble>) -> bool {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig { cases: 500, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
 
     /// Whatever was declared, and however runs ended or failed: once nothing is declared, one undisturbed run restores
     /// everything, and a second finds nothing to do.
@@ -471,7 +499,7 @@ proptest::proptest! {
         let after: Vec<_> = node.sysctls.iter().map(|(_, value)| value.clone()).collect();
         proptest::prop_assert_eq!(after, values.to_vec(), "{:?}", KEYS);
         proptest::prop_assert_eq!(&node.ledger.sysctls, &[]);
-        let again = node.plan(plan, &desired("{}"));
+        let again = node.plan_section("sysctls", &desired("{}"));
         proptest::prop_assert_eq!(again, Plan::default());
     }
 }

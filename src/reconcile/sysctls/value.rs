@@ -1,6 +1,6 @@
 //! Values as the kernel reads them.
 
-/// Whether the kernel means the same by both: whatever the white space, and numbers as numbers.
+/// Whether both mean the same to the kernel, ignoring white space and number formats.
 pub fn is_same(live: &str, wanted: &str) -> bool {
     if format!("{live}{wanted}").contains([',', '-'])
         && let (Some(live), Some(wanted)) = (ranges(live), ranges(wanted))
@@ -17,7 +17,7 @@ pub fn is_same(live: &str, wanted: &str) -> bool {
     }
 }
 
-/// A list of ports as the kernel shows it: in order, and joined (`8080,8081` is `8080-8081`). `None` where it is none.
+/// A list of ports as the kernel shows it: sorted and joined (`8080,8081` is `8080-8081`). `None` if it is not one.
 fn ranges(list: &str) -> Option<Vec<(u32, u32)>> {
     let range = |range: &str| {
         let (from, to) = range.split_once('-').unwrap_or((range, range));
@@ -33,7 +33,7 @@ fn ranges(list: &str) -> Option<Vec<(u32, u32)>> {
     Some(all)
 }
 
-/// A number as the kernel reads it (base 0 of `simple_strtoul`): decimal, 0x… or, after a zero, octal.
+/// A number as the kernel parses it (base 0 of `simple_strtoul`): decimal, 0x… or, with a leading zero, octal.
 fn number(text: &str) -> Option<i128> {
     let (sign, digits) = text.strip_prefix('-').map_or((1, text), |digits| (-1, digits));
     let (base, digits) = match digits.strip_prefix("0x").or(digits.strip_prefix("0X")) {
