@@ -45,6 +45,28 @@ enum Command {
     Stopp { id: String },
     /// Removes a sandbox that is stopped.
     Rmp { id: String },
+    /// Creates a container in a sandbox.
+    Create { pod: String, config: PathBuf, pod_config: PathBuf },
+    /// Starts a container.
+    Start { id: String },
+    /// Shows whether a container runs, or how it ended.
+    Inspect { id: String },
+    /// Runs a program in a container, and ends as it does.
+    Exec {
+        #[arg(short, required = true)]
+        sync: bool,
+        id: String,
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
+    /// Tells a container to end, and ends it after this time.
+    Stop {
+        #[arg(long)]
+        timeout: i64,
+        id: String,
+    },
+    /// Removes a container.
+    Rm { id: String },
 }
 
 fn key_and_value(label: &str) -> Result<(String, String), String> {
@@ -74,7 +96,43 @@ fn run(args: Args) -> Result<String, String> {
         let validate = "validate service connection: validate CRI v1 runtime API for endpoint";
         fatal(&format!("{validate} {endpoint:?}: {status}"))
     })?;
+    let fails = |method: &'static str| move |status: Status| fatal(&format!("{method}: {status}"));
     match args.command {
+        Command::Create { pod, config, pod_config } => {
+            let (config, sandbox_config) = (Some(read(&config)?), Some(read(&pod_config)?));
+            let request = CreateContainerRequest { pod_sandbox_id: pod, config, sandbox_config };
+            let created =
+                call::<ContainerRequest>(&client, "CreateContainer", &request).map_err(fails("CreateContainer"));
+            Ok(created?.container_id)
+        }
+        Command::Start { id } => {
+            let request = ContainerRequest { container_id: id };
+            call::<EmptyResponse>(&client, "StartContainer", &request).map_err(fails("StartContainer"))?;
+            Ok(request.container_id)
+        }
+        Command::Inspect { id } => {
+            let answer =
+                call::<ContainerStatusResponse>(&client, "ContainerStatus", &ContainerRequest { container_id: id });
+            let status = answer.map_err(fails("ContainerStatus"))?.status.unwrap_or_default();
+            serde_json::to_string(&status).map_err(|error| fatal(&error.to_string()))
+        }
+        Command::Exec { id, command, .. } => {
+            let request = ExecSyncRequest { container_id: id, cmd: command, timeout: 60 };
+            let answer = call::<ExecSyncResponse>(&client, "ExecSync", &request).map_err(fails("ExecSync"))?;
+            let said = [answer.stdout, answer.stderr].concat();
+            let said = String::from_utf8_lossy(&said).trim_end().to_owned();
+            if answer.exit_code == 0 { Ok(said) } else { Err(format!("{said}\nexit code {}", answer.exit_code)) }
+        }
+        Command::Stop { timeout, id } => {
+            let request = StopContainerRequest { container_id: id, timeout };
+            call::<EmptyResponse>(&client, "StopContainer", &request).map_err(fails("StopContainer"))?;
+            Ok(request.container_id)
+        }
+        Command::Rm { id } => {
+            let request = ContainerRequest { container_id: id };
+            call::<EmptyResponse>(&client, "RemoveContainer", &request).map_err(fails("RemoveContainer"))?;
+            Ok(request.container_id)
+        }
         Command::Pods { namespace, label, state, .. } => pods(&client, &namespace, label.into_iter().collect(), state),
         Command::Runp { config } => run_pod(&client, &config),
         Command::Stopp { id } => {
@@ -113,11 +171,15 @@ fn pods(
 }
 
 fn run_pod(client: &Client, config: &PathBuf) -> Result<String, String> {
-    let config = std::fs::read(config).map_err(|error| error.to_string());
-    let config = config.and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()));
-    let config = config.map_err(|error| fatal(&format!("load podSandboxConfig: {error}")))?;
-    let ran = call::<RunPodSandboxResponse>(client, "RunPodSandbox", &RunPodSandboxRequest { config: Some(config) });
+    let request = RunPodSandboxRequest { config: Some(read(config)?) };
+    let ran = call::<RunPodSandboxResponse>(client, "RunPodSandbox", &request);
     Ok(ran.map_err(|status| fatal(&format!("run pod sandbox: {status}")))?.pod_sandbox_id)
+}
+
+fn read<T: serde::de::DeserializeOwned>(config: &PathBuf) -> Result<T, String> {
+    let text = std::fs::read(config).map_err(|error| error.to_string());
+    let config = text.and_then(|text| serde_json::from_slice(&text).map_err(|error| error.to_string()));
+    config.map_err(|error| fatal(&format!("load podSandboxConfig: {error}")))
 }
 
 fn call<A: prost::Message + Default>(

@@ -3,15 +3,6 @@
 
 use crate::kit::{Worker, until};
 
-/// Sends one router advertisement by the interface.
-const ADVERTISE: &str = r#"
-import socket, struct, sys
-s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
-s.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, sys.argv[1].encode())
-s.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
-s.sendto(struct.pack("!BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0), ("ff02::1", 0, 0, socket.if_nametoindex(sys.argv[1])))
-"#;
-
 /// A node whose eth0 has its default by advertisements, and whose eth1 has none.
 struct Node(Worker);
 
@@ -42,7 +33,7 @@ impl Node {
             std::fs::remove_dir_all(state).unwrap();
         }
         until("a default by advertisement", || {
-            self.0.router.run("python3", &["-c", ADVERTISE, "r0"]);
+            self.0.router.advertise("r0");
             self.has_default()
         });
     }
@@ -120,8 +111,8 @@ fn forwarding_that_would_cost_a_default_is_blocked_before_the_write() {
             assert_eq!(blocked.len(), 1, "{case}: {ran:?}");
             assert_eq!(
                 blocked[0]["because"],
-                "eth0 has its default route from router advertisements and accept_ra 1: with forwarding the kernel \
-                 drops it; declare net.ipv6.conf.eth0.accept_ra: 2",
+                "eth0 has its default route from router advertisements and accept_ra 1, so with forwarding the kernel \
+                 drops the route; declare net.ipv6.conf.eth0.accept_ra: 2",
                 "{case}"
             );
             assert!(node.has_default(), "{case}");
@@ -166,15 +157,13 @@ fn forwarding_that_costs_nothing_is_not_blocked() {
 
 /// What is needed before is seen to be there at the moment of the write.
 #[test]
+#[ignore = "needs strace; tests/run runs it"]
 fn forwarding_is_not_written_when_accept_ra_could_not_be() {
     let node = Node::new();
     node.wish(&[("all.forwarding", 1), ("eth0.accept_ra", 2)]);
-    let command = node.0.command(&["--output", "json"]);
-    let mut traced = std::process::Command::new("strace");
-    traced.args(["-qq", "-o", "/dev/null", "-P", "/proc/sys/net/ipv6/conf/eth0/accept_ra"]);
-    traced.args(["-e", "inject=write:error=EIO", "--"]).arg(command.get_program()).args(command.get_args());
-    let ran = crate::kit::finish(node.0.net.output(&mut traced)).expect(1);
-    assert!(ran.out.contains("not written: net.ipv6.conf.eth0.accept_ra is 1, and has to be 2 before"), "{ran:?}");
+    let strace = ["-P", "/proc/sys/net/ipv6/conf/eth0/accept_ra", "-e", "inject=write:error=EIO"];
+    let ran = node.0.traced(&strace, &["--output", "json"]).0.expect(1);
+    assert!(ran.out.contains("not written: net.ipv6.conf.eth0.accept_ra is 1 and must be 2 first"), "{ran:?}");
     assert!(node.has_default(), "{ran:?}");
     node.0.fix(&[]).expect(0);
     assert!(node.has_default());

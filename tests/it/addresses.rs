@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::kit::{Ran, Worker, finish};
+use crate::kit::{Netns, Ran, Worker, finish};
 
 /// The addresses of an interface with their prefix lengths, as ip shows them.
 fn addresses(node: &Worker, dev: &str) -> Vec<String> {
@@ -84,7 +84,8 @@ fn ours_go_also_when_all_that_was_remembered_is_lost() {
 
 /// What older kernels, which keep no mark of an address, are judged by.
 #[test]
-fn the_kernel_tells_when_an_address_was_added() {
+#[ignore = "needs python3; tests/run runs it"]
+fn the_kernel_reports_when_an_address_was_added() {
     let node = Worker::new().with_loose_rp_filter();
     node.config("addresses: [{dev: lo, address: 127.0.1.1}]");
     node.fix(&[]).expect(0);
@@ -94,12 +95,12 @@ fn the_kernel_tells_when_an_address_was_added() {
     assert_eq!((&entry["dev"], &entry["address"]), (&"lo".into(), &"127.0.1.1".into()), "{ledger}");
     let noted = entry["added"]["secs"].as_f64().unwrap() + entry["added"]["nanos"].as_f64().unwrap() / 1e9;
     // In the words of ip(8) there is no such time. The kernel's own, in hundredths of a second:
-    let created = node.net.enter(|| created_of("127.0.1.1"));
+    let created = created_of(&node.net, "127.0.1.1");
     assert!((noted - created).abs() < 5.0, "noted {noted}, added {created}");
 }
 
 /// The time at which an IPv4 address was added, in seconds since the boot, read from the kernel by Python.
-fn created_of(address: &str) -> f64 {
+fn created_of(net: &Netns, address: &str) -> f64 {
     let script = "
 import socket, struct, sys
 s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
@@ -116,10 +117,7 @@ while data:
     if found == sys.argv[1]: print(stamp / 100)
     data = data[(length + 3) & ~3:]
 ";
-    let output = std::process::Command::new("python3").args(["-c", script, address]).output();
-    let output = output.expect("this test needs python3; tests/run installs it");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+    net.run("python3", &["-c", script, address]).trim().parse().unwrap()
 }
 
 #[test]
@@ -236,6 +234,7 @@ fn promote_secondaries_is_left_as_it_is_declared() {
 
 /// Ended by SIGKILL before each message to the kernel, or refused it.
 #[test]
+#[ignore = "needs strace; tests/run runs it"]
 fn an_end_on_the_way_loses_no_address_of_the_subnet() {
     let node = promoting("0");
     let wish =
@@ -254,13 +253,9 @@ fn an_end_on_the_way_loses_no_address_of_the_subnet() {
                 node.config(&wish(first));
                 node.fix(&[]).expect(0);
                 node.config(&wish(then));
-                let run = node.command(&[]);
-                let mut traced = std::process::Command::new("strace");
                 let inject = format!("inject=sendto:{fault}:when={number}");
-                let trace = node.directory.path().join("trace");
-                traced.args(["-qq", "-e", "trace=sendto", "-e", &inject, "-o"]).arg(&trace);
-                let whole = node.net.output(traced.arg(run.get_program()).args(run.get_args())).status.success();
-                let whole = whole && !fs::read_to_string(&trace).unwrap().contains("INJECTED");
+                let (ran, trace) = node.traced(&["-e", "trace=sendto", "-e", &inject], &[]);
+                let whole = ran.code == 0 && !trace.contains("INJECTED");
                 assert!(has(&node, "br0", "10.8.0.1/24") || has(&node, "br0", "10.8.0.2/24"), "{case}: none");
                 assert!(!first.contains("0.2") || has(&node, "br0", "10.8.0.2/24"), "{case}: not what stays");
                 assert_eq!(node.net.sysctl("net/ipv4/conf/br0/promote_secondaries"), "0", "{case}");
@@ -395,7 +390,7 @@ fn what_others_have_of_that_name_is_not_touched() {
     let ran = node.fix(&["--output", "json"]).expect(1);
     assert_eq!(ran.commands(), ["ip addr add 10.100.0.1/16 dev br0"], "used as it is");
     let because = ran.json()["blocked"][0]["because"].as_str().unwrap().to_owned();
-    assert!(because.contains("eth1 is there and is no bridge"), "{because}");
+    assert!(because.contains("eth1 exists and is not a bridge"), "{because}");
     node.config("");
     node.fix(&[]).expect(0);
     assert!(node.net.ip("link show br0").contains("br0") && addresses(&node, "br0").iter().all(|it| it.contains(':')));
@@ -424,7 +419,10 @@ fn what_others_have_put_on_a_bridge_keeps_it() {
         node.config("");
         let ran = node.fix(&["--output", "json"]).expect(1);
         let because = ran.json()["blocked"][0]["because"].as_str().unwrap().to_owned();
-        assert!(because.contains("10.77.0.1 of others") || because.contains("the interface on-br0"), "{because}");
+        assert!(
+            because.contains("10.77.0.1 of another owner") || because.contains("the interface on-br0"),
+            "{because}"
+        );
         node.net.ip("link show br0");
         node.net.ip(del);
         node.config("bridges: [{name: br0, addresses: [10.100.0.1/16]}]");
@@ -466,7 +464,7 @@ fn the_ledger_of_another_network_namespace_is_not_overwritten() {
     let ledger = node.directory.path().join("state/ledger.json");
     let before = fs::read_to_string(&ledger).unwrap();
     let ran = finish(other.net.output(&mut node.command(&[]))).expect(1);
-    assert!(ran.err.contains("another network namespace; name another --state-dir"), "{ran:?}");
+    assert!(ran.err.contains("another network namespace; choose another --state-dir"), "{ran:?}");
     assert_eq!(fs::read_to_string(&ledger).unwrap(), before);
 
     // What cannot be read is set aside.

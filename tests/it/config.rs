@@ -6,7 +6,7 @@ use crate::kit::{finish, node_fixer};
 
 /// Each file of tests/bad-config begins with `# LINE:COLUMN: the rest of the message`, a part of which is enough.
 #[test]
-fn every_bad_configuration_is_told_what_is_wrong_with_it_and_where() {
+fn every_bad_configuration_is_reported_what_is_wrong_with_it_and_where() {
     let mut seen = 0;
     let mut wrong = Vec::new();
     for entry in fs::read_dir("tests/bad-config").unwrap() {
@@ -38,7 +38,7 @@ fn a_file_that_cannot_be_read_is_an_error_too() {
     let large = directory.path().join("large.yaml");
     fs::write(&large, format!("version: 1\n#{}\n", "x".repeat(1 << 20))).unwrap();
     let ran = finish(node_fixer().arg("--config").arg(&large).arg("check-config").output().unwrap()).expect(78);
-    assert!(ran.err.contains("large.yaml:1:1: .: is larger than 1 MiB"), "{ran:?}");
+    assert!(ran.err.contains("large.yaml:1:1: is larger than the maximum of 1 MiB"), "{ran:?}");
 }
 
 /// A pipe that nobody writes holds nobody up where nobody has named it; one that is named is read.
@@ -101,7 +101,7 @@ fn drop_ins_are_merged_and_the_result_says_where_from() {
 }
 
 #[test]
-fn a_file_that_nobody_would_read_is_an_error() {
+fn a_file_that_would_not_be_read_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
     let main = directory.path().join("main.yaml");
     fs::write(&main, "version: 1\n").unwrap();
@@ -109,6 +109,18 @@ fn a_file_that_nobody_would_read_is_an_error() {
     fs::write(directory.path().join("config.d/20.yml"), "rp_filter: {mode: off}\n").unwrap();
     let ran = finish(node_fixer().arg("--config").arg(&main).arg("check-config").output().unwrap()).expect(78);
     assert!(ran.err.contains("20.yml: cannot read the configuration: only files named .yaml are read"), "{ran:?}");
+}
+
+#[test]
+fn a_valid_configuration_is_called_ok() {
+    let check = |args: &[&str]| {
+        let mut command = node_fixer();
+        let command = command.args(["--config", "config/two-uplinks.yaml", "check-config"]).args(args);
+        finish(command.output().unwrap()).expect(0)
+    };
+    let ran = check(&[]);
+    assert_eq!((ran.out.lines().last(), ran.err.as_str()), (Some("# ok: the configuration is valid"), ""));
+    assert!(check(&["--output", "json"]).json().is_object());
 }
 
 #[test]

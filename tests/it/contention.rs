@@ -1,17 +1,17 @@
-//! What is mended again and again is told once, and goes on being mended.
+//! A repair that is made again and again is reported once, and continues.
 
 use std::fs;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::kit::{Ends, Ran, Worker, finish};
+use crate::kit::{Ends, Ran, Worker, finish, started_by};
 
 fn healthy() -> Worker {
     Worker::new().with_pod(100).with_loose_rp_filter()
 }
 
-fn broken_and_mended(node: &Worker) -> Ran {
+fn broken_and_repaired(node: &Worker) -> Ran {
     node.net.ip("route del default table 2");
     let ran = node.fix(&[]).expect(0);
     assert!(ran.out.starts_with("applied: ip route add default via 10.0.1.1"), "{ran:?}");
@@ -27,20 +27,20 @@ fn write_state(node: &Worker, state: &Value) {
 }
 
 #[test]
-fn the_fifth_repair_in_a_row_is_contention_and_told_once() {
+fn the_fifth_repair_in_a_row_is_contention_and_reported_once() {
     let node = healthy();
-    let told: Vec<bool> = (0..7).map(|_| broken_and_mended(&node).err.contains("contention")).collect();
-    assert_eq!(told, [false, false, false, false, true, false, false]);
+    let reported: Vec<bool> = (0..7).map(|_| broken_and_repaired(&node).err.contains("contention")).collect();
+    assert_eq!(reported, [false, false, false, false, true, false, false]);
     let times = state(&node)["memory"]["mends"]["repairs"][0]["times"].as_array().unwrap().len();
     assert_eq!(times, 5, "bounded: {}", state(&node));
     let node = healthy();
     for _ in 0..4 {
-        broken_and_mended(&node);
+        broken_and_repaired(&node);
     }
-    let said = broken_and_mended(&node).err;
+    let said = broken_and_repaired(&node).err;
     for part in [
         "WARN contention event=\"contention\" reconciler=\"default_routes\" command=\"ip route add default via 10.0.1.1",
-        "reason=\"mended at least 5 times in the last 15 runs, within 1 min\"",
+        "reason=\"repaired at least 5 times in the last 15 runs, within 1 min\"",
         "suspects=",
     ] {
         assert!(said.contains(part), "{part}: {said}");
@@ -57,15 +57,15 @@ fn what_one_program_undoes_is_one_warning() {
         for pod in 100..104 {
             node.net.set_sysctl(&format!("net/ipv4/conf/eni{pod:011x}/rp_filter"), "1");
         }
-        said = broken_and_mended(&node).err;
+        said = broken_and_repaired(&node).err;
     }
-    let told: Vec<_> = said.lines().filter(|line| line.contains("event=\"contention\"")).collect();
-    assert_eq!(told.len(), 2, "one a section: {said}");
-    let of_rp_filter = told[1];
+    let reported: Vec<_> = said.lines().filter(|line| line.contains("event=\"contention\"")).collect();
+    assert_eq!(reported.len(), 2, "one a section: {said}");
+    let of_rp_filter = reported[1];
     for part in [
         "reconciler=\"rp_filter\" command=\"sysctl -w net.ipv4.conf.eni00000000064.rp_filter=2; sysctl -w ",
         "eni00000000066.rp_filter=2; and 1 more: node-fixer status\"",
-        "reason=\"4 repairs, the first of them mended at least 5 times in the last 15 runs, within 1 min\"",
+        "reason=\"4 repairs, the first of them repaired at least 5 times in the last 15 runs, within 1 min\"",
         "suspects=",
     ] {
         assert!(of_rp_filter.contains(part), "{part}: {of_rp_filter}");
@@ -81,7 +81,7 @@ fn what_one_program_undoes_is_one_warning() {
 fn repairs_that_are_far_apart_are_none_and_a_dry_run_is_no_repair() {
     let node = healthy();
     for _ in 0..4 {
-        broken_and_mended(&node);
+        broken_and_repaired(&node);
     }
     node.net.ip("route del default table 2");
     let before = state(&node);
@@ -110,9 +110,9 @@ fn the_file_that_undoes_it_is_named() {
         exec \"$0\" \"$@\"";
     let run = |args: &[&str]| {
         let fixer = node.command(args);
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-ec", script]).arg(fixer.get_program()).args(fixer.get_args());
-        finish(node.net.output(&mut command)).expect(0)
+        let mut mounts = Command::new("unshare");
+        mounts.args(["--mount", "sh", "-ec", script]);
+        finish(node.net.output(&mut started_by(mounts, &fixer))).expect(0)
     };
     let mut said = String::new();
     for _ in 0..5 {
@@ -128,7 +128,7 @@ fn the_file_that_undoes_it_is_named() {
 #[test]
 fn what_a_broken_state_says_of_repairs_does_no_harm() {
     let node = healthy();
-    broken_and_mended(&node);
+    broken_and_repaired(&node);
     let good = state(&node);
     let repair = good["memory"]["mends"]["repairs"][0].clone();
     let with = |key: &str, value: Value| {
@@ -139,25 +139,25 @@ fn what_a_broken_state_says_of_repairs_does_no_harm() {
     for wrong in [
         with("repairs", json!(7)),
         with("repairs", json!([{"reconciler": "x"}])),
-        with("repairs", json!([{"reconciler": "x", "command": "y", "times": [-1], "told": false}])),
+        with("repairs", json!([{"reconciler": "x", "command": "y", "times": [-1], "reported": false}])),
         with("sections", json!([])),
         with("more", json!(1)),
     ] {
         write_state(&node, &wrong);
         node.net.ip("route del default table 2");
         let ran = node.fix(&[]).expect(0);
-        assert!(ran.err.contains("this is a fresh start"), "{wrong}: {ran:?}");
+        assert!(ran.err.contains("starting afresh"), "{wrong}: {ran:?}");
         assert_eq!(state(&node)["memory"]["mends"]["repairs"].as_array().unwrap().len(), 1);
     }
     // Well formed, and far more than a run of ours writes.
     write_state(&node, &with("repairs", json!(vec![repair; 3000])));
-    broken_and_mended(&node);
+    broken_and_repaired(&node);
     assert!(state(&node)["memory"]["mends"]["repairs"].as_array().unwrap().len() <= 256);
     // From before there was such a thing.
     let mut old = good.clone();
     old["memory"].as_object_mut().unwrap().remove("mends");
     write_state(&node, &old);
-    let ran = broken_and_mended(&node);
+    let ran = broken_and_repaired(&node);
     assert!(!ran.err.contains("fresh start"), "{ran:?}");
 }
 
@@ -175,9 +175,9 @@ fn what_does_not_outlive_the_second_look_counts_too() {
             .unwrap()
     });
     let mut undo = Ends(undo);
-    let told = (0..40).map(|_| node.fix(&[]).err).filter(|err| err.contains("event=\"contention\"")).count();
+    let reported = (0..40).map(|_| node.fix(&[]).err).filter(|err| err.contains("event=\"contention\"")).count();
     undo.0.kill().unwrap();
-    assert_eq!(told, 1);
+    assert_eq!(reported, 1);
 }
 
 #[test]
@@ -185,11 +185,11 @@ fn what_never_outlives_the_second_look_is_contention_too() {
     let node = healthy();
     // The kernel writes it in another way, so that each run's second look misses it.
     node.config("sysctls: [{key: net.ipv4.tcp_fastopen_key, value: 1-2-3-4}]");
-    let mut told = Vec::new();
+    let mut reported = Vec::new();
     for _ in 0..7 {
         let ran = node.fix(&[]).expect(1);
-        assert!(ran.err.contains("the second look misses it"), "{ran:?}");
-        told.push(ran.err.contains("event=\"contention\" reconciler=\"sysctls\""));
+        assert!(ran.err.contains("gone when checked again"), "{ran:?}");
+        reported.push(ran.err.contains("event=\"contention\" reconciler=\"sysctls\""));
     }
-    assert_eq!(told, [false, false, false, false, true, false, false], "{}", state(&node));
+    assert_eq!(reported, [false, false, false, false, true, false, false], "{}", state(&node));
 }

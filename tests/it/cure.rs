@@ -94,9 +94,7 @@ pub fn assert_kept(before: &BTreeSet<String>, node: &Worker, cure: &str) {
 /// The cause, evidence and cure of each finding.
 fn findings(ran: &Ran) -> Vec<(String, String, String)> {
     let text = |value: &serde_json::Value| value.as_str().unwrap_or("").to_owned();
-    let json = ran.json();
-    let found = json["findings"].as_array().unwrap().iter();
-    found.map(|it| (text(&it["cause"]), text(&it["evidence"]), text(&it["cure"]))).collect()
+    ran.findings().iter().map(|it| (text(&it["cause"]), text(&it["evidence"]), text(&it["cure"]))).collect()
 }
 
 fn is_comment(cure: &str) -> bool {

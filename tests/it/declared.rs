@@ -23,7 +23,7 @@ fn mine(routes: Value) -> usize {
 
 #[test]
 fn they_are_made_kept_and_go_with_their_declaration() {
-    let node = Worker::new().with_pod(100).with_loose_rp_filter();
+    let node = Worker::new().with_loose_rp_filter();
     let before = node.net.state();
     node.config(SECTIONS);
     assert_eq!(node.fix(&["--output", "json"]).expect(0).commands().len(), 8);

@@ -39,7 +39,7 @@ fn an_interface_that_bounced_gets_its_whole_table_back() {
 }
 
 #[test]
-fn ipv6_is_mended_as_well() {
+fn ipv6_is_repaired_as_well() {
     let node = Worker::new()
         .with_loose_rp_filter()
         .with_policy_table("fe80:ec2::1", "eth1", 2)
@@ -123,11 +123,11 @@ fn rules_that_select_by_more_than_a_source_are_others() {
         node.net.ip("rule del priority 700");
     }
     node.net.ip("rule add priority 700 from 10.0.1.50 lookup 7");
-    assert_eq!(node.fix(&["--dry-run", "--output", "json"]).commands().len(), 1, "the plain one is mended");
+    assert_eq!(node.fix(&["--dry-run", "--output", "json"]).commands().len(), 1, "the plain one is repaired");
 }
 
 #[test]
-fn an_uncertain_gateway_is_blocked_and_the_rest_still_mended() {
+fn an_uncertain_gateway_is_blocked_and_the_rest_still_repaired() {
     let node = Worker::new().with_pod(100).without_default(2);
     node.net.ip("route add 10.0.1.2 dev eth1 table 2 scope link");
     let ran = node.fix(&["--output", "json"]).expect(1);
@@ -136,7 +136,7 @@ fn an_uncertain_gateway_is_blocked_and_the_rest_still_mended() {
     assert_eq!(json["converged"], false);
     assert!(json["blocked"][0]["because"].as_str().unwrap().contains("10.0.1.1, 10.0.1.2"), "{ran:?}");
     assert!(ran.commands().iter().all(|command| command.starts_with("sysctl")), "{ran:?}");
-    assert_eq!(node.net.sysctl("net/ipv4/conf/eth1/rp_filter"), "2", "the other section is mended");
+    assert_eq!(node.net.sysctl("net/ipv4/conf/eth1/rp_filter"), "2", "the other section is repaired");
     assert_eq!(node.net.ip_json("route show table 2").as_array().unwrap().len(), 2);
 }
 
@@ -206,13 +206,13 @@ fn a_default_route_for_some_sources_only_is_none() {
 }
 
 #[test]
-fn a_family_that_is_named_twice_is_mended_once() {
+fn a_family_that_is_named_twice_is_repaired_once() {
     let node = Worker::new().with_pod(100).with_loose_rp_filter().without_default(2);
     node.config("default_routes: {families: [ipv4, ipv4]}");
     assert_eq!(node.fix(&["--output", "json"]).expect(0).commands().len(), 1);
 }
 
-/// With the interface the kernel takes all routes of the table: what is to be told is why.
+/// With the interface the kernel takes all routes of the table: what is to be reported is why.
 #[test]
 fn an_uplink_that_is_down_is_named() {
     let node = Worker::new().with_loose_rp_filter();

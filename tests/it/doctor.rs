@@ -4,13 +4,12 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::Value;
 
 use crate::cure;
-use crate::kit::{Netns, Ran, Worker, finish, node_fixer};
+use crate::kit::{Netns, Ran, Worker, exchanging, finish, node_fixer};
 use crate::rights::unprivileged;
 
 const UDEV_RULE: &str = "# Apply sysctl variables to network devices (and only to those) as they appear.\n\
@@ -75,7 +74,7 @@ fn settled(net: &Netns) -> String {
 pub fn causes(ran: &Ran) -> Vec<(String, String)> {
     let json = ran.json();
     assert_eq!(json["unseen"], Value::Array(vec![]), "{ran:?}");
-    let findings = json["findings"].as_array().unwrap().clone();
+    let findings = ran.findings();
     assert_eq!(ran.code, i32::from(!findings.is_empty()), "{ran:?}");
     let text = |value: &Value| value.as_str().unwrap_or("").to_owned();
     for finding in &findings {
@@ -138,7 +137,7 @@ impl Patient {
     pub fn only(&self, cause: &str, file: &str) -> (String, String) {
         let ran = self.examined(&["--output", "json"]);
         assert_eq!(causes(&ran), [(cause.to_owned(), file.to_owned())], "{ran:?}");
-        let finding = &ran.json()["findings"][0];
+        let finding = &ran.findings()[0];
         (finding["evidence"].as_str().unwrap().into(), finding["cure"].as_str().unwrap().into())
     }
 
@@ -318,8 +317,8 @@ fn a_file_makes_rp_filter_strict_and_udev_applies_it() {
     patient.file("usr/lib/sysctl.d/50-redhat.conf", SYSCTL_50_REDHAT);
     let (evidence, _) = patient.only("rp_filter_sysctl", "/usr/lib/sysctl.d/50-redhat.conf:3");
     for part in [
-        "50-redhat.conf:2 has net/ipv4/conf/default/rp_filter = 1 for default",
-        "50-redhat.conf:3 has 'net/ipv4/conf/*/rp_filter' = 1 for eth0, eth1, eni",
+        "50-redhat.conf:2 sets net/ipv4/conf/default/rp_filter = 1 for default",
+        "50-redhat.conf:3 sets 'net/ipv4/conf/*/rp_filter' = 1 for eth0, eth1, eni",
         "/usr/lib/udev/rules.d/99-systemd.rules:2",
     ] {
         assert!(evidence.contains(part), "{part}: {evidence}");
@@ -406,7 +405,7 @@ fn nothing_is_written_over_or_through_a_link() {
     }
     std::fs::write(etc.join("sysctl.d"), "").unwrap();
     let ran = patient.examined(&["--write", review.path().to_str().unwrap()]).expect(1);
-    assert!(ran.err.contains("sysctl.d is no directory"), "{ran:?}");
+    assert!(ran.err.contains("sysctl.d is not a directory"), "{ran:?}");
     std::fs::remove_dir_all(&etc).unwrap();
     let link = patient.node.directory.path().join("link");
     std::os::unix::fs::symlink(elsewhere.path(), &link).unwrap();
@@ -418,20 +417,8 @@ fn nothing_is_written_over_or_through_a_link() {
     assert_eq!(std::fs::read_dir(review.path()).unwrap().count(), 0);
     write(review.path(), "etc/sysctl.d/90-rp-filter.conf", "mine");
     let ran = patient.examined(&["--write", review.path().to_str().unwrap()]).expect(1);
-    assert!(
-        ran.out.contains("90-rp-filter.conf is there already") && ran.out.contains("rp_filter_sysctl: "),
-        "{ran:?}"
-    );
+    assert!(ran.out.contains("90-rp-filter.conf exists already") && ran.out.contains("rp_filter_sysctl: "), "{ran:?}");
     assert_eq!(std::fs::read_to_string(review.path().join("etc/sysctl.d/90-rp-filter.conf")).unwrap(), "mine");
-}
-
-/// Says so at the end of a test, however it ends.
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Somebody who may write in the directory puts a link in the place of a directory in it, and takes it away again, all
@@ -446,15 +433,7 @@ fn nothing_is_written_beyond_a_link_that_comes_meanwhile() {
     let (etc, aside) = (review.path().join("etc"), review.path().join("aside"));
     std::fs::create_dir_all(etc.join("sysctl.d")).unwrap();
     std::os::unix::fs::symlink(elsewhere.path(), &aside).unwrap();
-    let over = AtomicBool::new(false);
-    let outcomes = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            // Both names are there at any time.
-            while !over.load(Ordering::Relaxed) {
-                renameat_with(CWD, &etc, CWD, &aside, RenameFlags::EXCHANGE).unwrap();
-            }
-        });
-        let _ends = Ends(&over);
+    let outcomes = exchanging(&etc, &aside, || {
         let mut outcomes = [0; 2];
         for _ in 0..60 {
             let ran = patient.examined(&["--write", review.path().to_str().unwrap()]).expect(1);
@@ -498,7 +477,7 @@ fn a_cure_leaves_files_that_are_there_as_they_are() {
     }
     let ran = patient.examined(&["--output", "json"]);
     assert_eq!(causes(&ran).len(), 5, "{ran:?}");
-    for finding in ran.json()["findings"].as_array().unwrap() {
+    for finding in ran.findings() {
         // What writes the file, below the root, and nothing else of the cure.
         let cure = finding["cure"].as_str().unwrap();
         let writes = cure.split_inclusive(" && ").filter(|it| ["mkdir ", "printf", "chmod "].contains(&&it[..6]));
@@ -523,7 +502,7 @@ fn a_cure_leaves_files_that_are_there_as_they_are() {
     assert_eq!(left, ["networkd_manages_uplink", "networkmanager_manages_uplink"], "the managers themselves tell");
     // What is there with this very text needs no second file.
     let ran = patient.examined(&["--output", "json"]);
-    assert!(ran.json()["findings"][0]["cure"].as_str().unwrap().contains("unmanaged2.network"), "{ran:?}");
+    assert!(ran.findings()[0]["cure"].as_str().unwrap().contains("unmanaged2.network"), "{ran:?}");
 }
 
 #[test]
@@ -572,7 +551,7 @@ fn no_cure_writes_conf_all() {
         assert_eq!(text.split_once('\n').unwrap().1, expected, "{interfaces}");
     }
     let ran = doctor(net, patient.root.path(), "rp_filter: {interfaces: ''}", &["--output", "json"]);
-    let cure = ran.json()["findings"][0]["cure"].as_str().unwrap().to_owned();
+    let cure = ran.findings()[0]["cure"].as_str().unwrap().to_owned();
     assert!(cure.starts_with("# delete line 1"), "a name that is a pattern cannot be written: {cure}");
 }
 
@@ -626,7 +605,7 @@ fn an_uplink_whose_name_no_list_can_hold_is_left_to_the_operator() {
     let ran = patient.examined(&["--output", "json", "--write", review.path().to_str().unwrap()]);
     let found: Vec<String> = causes(&ran).into_iter().map(|(cause, _)| cause).collect();
     assert_eq!(found, ["networkd_manages_uplink", "networkmanager_manages_uplink"], "{ran:?}");
-    for finding in ran.json()["findings"].as_array().unwrap() {
+    for finding in ran.findings() {
         assert!(finding["cure"].as_str().unwrap().starts_with("# no list of "), "{finding}");
     }
     assert_eq!(std::fs::read_dir(review.path()).unwrap().count(), 0, "an empty Name= may be every interface's");
@@ -732,7 +711,7 @@ fn a_few_pods_without_their_rules_get_exactly_those() {
 
     net.ip("rule del priority 1536 from 10.0.1.100");
     let (evidence, cure) = patient.only("pod_without_rule", "");
-    assert!(evidence.contains("10.0.1.100 (eni00000000064), and no rule 1536"), "{evidence}");
+    assert!(evidence.contains("10.0.1.100 (eni00000000064), but no rule 1536"), "{evidence}");
     assert_eq!(cure, "ip rule add priority 1536 from 10.0.1.100 lookup 2 protocol 0");
     patient.is_cured_by(&cure);
     // Which of two tables is a pod's the others do not tell.
@@ -790,7 +769,7 @@ fn a_pods_interface_without_a_route_drops_at_loose_as_well() {
     let found: Vec<String> = patient.causes().into_iter().map(|(cause, _)| cause).collect();
     assert_eq!(found, ["martians_without_address", "rule_without_pod"]);
     let ran = patient.examined(&["--output", "json"]);
-    let finding = ran.json()["findings"][0].clone();
+    let finding = ran.findings()[0].clone();
     let evidence = finding["evidence"].as_str().unwrap().to_owned();
     assert!(evidence.contains("eni00000000064 (rp_filter 2)") && evidence.contains("10.0.1.100"), "{evidence}");
     assert!(!patient.node.pod(0).pings("10.0.1.100", "192.0.2.1"), "and does not any more");
@@ -810,16 +789,16 @@ fn the_counter_of_martians_grows() {
     // The node does not answer ARP for such an address: it has to be known already.
     assert!(patient.node.pod(0).pings("10.0.1.100", "10.0.0.10"));
     net.set_sysctl("net/ipv4/conf/eni00000000064/rp_filter", "1");
-    let ping = ["-n", "-q", "-c", "100", "-i", "0.02", "-W", "1", "-I", "192.0.2.77", "10.0.0.10"];
+    let ping = || patient.node.pod(0).pings_within("192.0.2.77", "10.0.0.10", Duration::from_millis(20));
     let ran = std::thread::scope(|scope| {
-        let flood = scope.spawn(|| patient.node.pod(0).output(Command::new("ping").args(ping)));
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        let flood = scope.spawn(|| (0..100).for_each(|_| assert!(!ping())));
+        std::thread::sleep(Duration::from_millis(300));
         let ran = doctor(net, patient.root.path(), "", &["--output", "json"]);
         flood.join().unwrap();
         ran
     });
     assert_eq!(causes(&ran), [("martians_growing".to_owned(), String::new())], "{ran:?}");
-    assert!(ran.json()["findings"][0]["evidence"].as_str().unwrap().contains("eni00000000064"), "{ran:?}");
+    assert!(ran.findings()[0]["evidence"].as_str().unwrap().contains("eni00000000064"), "{ran:?}");
     assert_eq!(patient.causes(), [], "what was dropped earlier is past");
 }
 
@@ -865,6 +844,30 @@ fn all_rules_were_flushed() {
 }
 
 #[test]
+fn restored_rules_are_known_and_what_removed_them() {
+    let patient = Patient::of_vpc_cni();
+    let node = &patient.node;
+    node.config("kube_proxy: {mode: off}");
+    node.fix(&[]).expect(0);
+    for priority in [512, 512, 1536, 1536] {
+        node.net.ip(&format!("rule del priority {priority}"));
+    }
+    node.fix(&[]).expect(0);
+    let (evidence, cure) = patient.only("rules_restored", "");
+    assert!(evidence.contains("removed 4 rules of the CNI") && cure.starts_with('#'), "{evidence} {cure}");
+    let unit = "usr/lib/systemd/system/nm-cloud-setup.timer";
+    patient.file(unit, "[Timer]\nOnBootSec=5m\n");
+    let (_, cure) = patient.only("rules_restored", &format!("/{unit}:2"));
+    assert!(cure.contains("\nsystemctl disable --now nm-cloud-setup.timer"), "{cure}");
+    std::fs::remove_file(patient.root.path().join(unit)).unwrap();
+    let drop_in = "etc/systemd/networkd.conf.d/95-foreign.conf";
+    patient.file(drop_in, "[Network]\nManageForeignRoutingPolicyRules=yes\n");
+    let found = patient.causes();
+    assert_eq!(found[0], ("rules_restored".to_owned(), format!("/{drop_in}:2")), "{found:?}");
+    assert!(found.iter().any(|(cause, _)| cause == "networkd_foreign_rules"), "{found:?}");
+}
+
+#[test]
 fn a_pod_that_came_after_the_flush_hides_it_not() {
     let patient = Patient::of_vpc_cni();
     let net = &patient.node.net;
@@ -892,7 +895,7 @@ fn a_pod_that_came_after_the_flush_hides_it_not() {
 }
 
 #[test]
-fn a_lost_default_and_a_flushed_table_are_told_apart() {
+fn a_lost_default_and_a_flushed_table_are_distinguished() {
     let patient = Patient::of_vpc_cni();
     let net = &patient.node.net;
     net.ip("route del default table 2");
@@ -901,7 +904,7 @@ fn a_lost_default_and_a_flushed_table_are_told_apart() {
     for observing in ["{families: [ipv6], mode: observe}", "{mode: off}"] {
         let config = format!("default_routes: {observing}");
         let ran = doctor(net, patient.root.path(), &config, &["--output", "json"]);
-        assert_eq!(ran.json()["findings"][0]["cure"], cure, "{observing}");
+        assert_eq!(ran.findings()[0]["cure"], cure, "{observing}");
     }
     patient.is_cured_by(&cure);
 
@@ -1066,12 +1069,7 @@ fn names_are_harmless() {
     assert_eq!(causes(&ran).len(), 4, "{ran:?}");
     let text = doctor(net, patient.root.path(), config, &[]).expect(1).out;
     assert!(!text.contains('\u{1b}'), "{text:?}");
-    let cures = ran.json()["findings"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|it| it["cure"].as_str().unwrap().to_owned())
-        .collect::<Vec<_>>();
+    let cures = ran.findings().iter().map(|it| it["cure"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
     for cure in cures.iter().filter(|cure| cure.starts_with("ip addr del")) {
         net.run("sh", &["-ec", cure]);
     }

@@ -6,7 +6,7 @@ use rustix::net::{self as rustix_net, AddressFamily, SendFlags, SocketType, ippr
 use serde_json::Value;
 
 use crate::doctor::{KEEP_FOREIGN, Patient, causes, doctor, write};
-use crate::kit::{Netns, Ran, Worker, finish, until};
+use crate::kit::{Netns, Ran, Worker, finish, started_by, until};
 
 /// The names of the causes that are found.
 fn names(ran: &Ran) -> Vec<String> {
@@ -15,14 +15,13 @@ fn names(ran: &Ran) -> Vec<String> {
 
 /// The evidence and cure of the finding with this cause.
 fn finding(ran: &Ran, cause: &str) -> (String, String) {
-    let json = ran.json();
-    let found = json["findings"].as_array().unwrap().iter().find(|it| it["cause"] == cause);
+    let found = ran.findings().into_iter().find(|it| it["cause"] == cause);
     let found = found.unwrap_or_else(|| panic!("{cause}: {ran:?}"));
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     (text(&found["evidence"]), text(&found["cure"]))
 }
 
-/// A node without the marks of the VPC CNI is told nothing of it.
+/// A node without the marks of the VPC CNI is reported nothing of it.
 fn assert_speaks_of_no_cni(ran: &Ran) {
     for word in ["CNI", "1536", "512", "pod's restart", "recreate"] {
         assert!(!ran.out.contains(word), "{word}: {}", ran.out);
@@ -112,7 +111,7 @@ fn a_rule_of_an_earlier_pod_leads_to_another_branch() {
         }
         net.ip(&format!("{ip} rule add priority 10 iif vlan0000000b001 lookup 101"));
         let (evidence, cure) = patient.only("branch_rule_stale", "");
-        assert!(evidence.contains("leads to table 101") && evidence.contains(&format!("{pod}) is in table 102")));
+        assert!(evidence.contains("uses table 101") && evidence.contains(&format!("{pod}) is in table 102")));
         patient.is_cured_by(&cure);
 
         // The right rule may be there as well, behind the stale one.
@@ -143,7 +142,7 @@ fn a_pod_of_a_branch_lost_the_rule_of_its_interface() {
             net.ip("rule add priority 10 iif vlan0000000b001 lookup 102");
         }
         let (evidence, cure) = patient.only("pod_without_rule", "");
-        assert!(evidence.starts_with(&format!("table 102 leads to {pod} (vlan0000000b001), and no rule 10 ")));
+        assert!(evidence.starts_with(&format!("table 102 has the route to {pod} (vlan0000000b001), but no rule 10 ")));
         assert!(cure.contains("rule add priority 10 from all iif vlan0000000b001 lookup 102"), "{cure}");
         patient.is_cured_by(&cure);
         // The twin: a pod of standard mode has its route in main and needs no such rule.
@@ -171,7 +170,7 @@ fn a_branch_lost_its_default_beside_a_rule_for_a_name_server() {
 
     net.ip("route del default table 101");
     let (evidence, cure) = patient.only("table_host_route_only", "");
-    assert!(evidence.contains("what comes in by vlan.eth.1"), "{evidence}");
+    assert!(evidence.contains("packets from vlan.eth.1"), "{evidence}");
     patient.is_cured_by(&cure);
     net.ip("route flush table 101");
     let ran = patient.examined(&["--output", "json"]);
@@ -184,7 +183,7 @@ fn an_eni_was_taken_away_while_pods_used_it() {
     let patient = Patient::of_vpc_cni();
     patient.node.net.ip("link del eth1");
     let (evidence, cure) = patient.only("table_flushed", "");
-    assert!(evidence.contains("no interface here has 10.0.1.10, the address of its rule 32765"), "{evidence}");
+    assert!(evidence.contains("no interface has 10.0.1.10, the address of its rule 32765"), "{evidence}");
     assert!(cure.contains("recreate the pods 10.0.1.100, 10.0.1.101") && cure.starts_with("# "), "{cure}");
 }
 
@@ -228,7 +227,7 @@ fn a_table_leads_by_another_uplink_than_that_of_its_pods() {
     assert_eq!(patient.causes(), [], "its own uplink");
     net.ip("route replace default via 10.0.1.1 dev eth1 table 3");
     let (evidence, cure) = patient.only("table_by_other_uplink", "");
-    assert!(evidence.contains("table 3 leads by eth1, but its pods 10.0.2.70 lie in the subnet of eth2"), "{evidence}");
+    assert!(evidence.contains("table 3 uses eth1, but its pods 10.0.2.70 are in the subnet of eth2"), "{evidence}");
     assert!(cure.starts_with("# recreate the pods 10.0.2.70"), "{cure}");
     // Where both uplinks have the subnet nothing tells.
     net.ip("addr add 10.0.2.11/24 dev eth1");
@@ -297,14 +296,11 @@ fn pods_of_ipv6_are_looked_at_alike() {
 
     net.ip("-6 route replace default via fd00:1::1 dev eth1 table 3");
     let (evidence, _) = patient.only("table_by_other_uplink", "");
-    assert!(
-        evidence.contains("table 3 leads by eth1, but its pods fd00:2::70 lie in the subnet of eth2"),
-        "{evidence}"
-    );
+    assert!(evidence.contains("table 3 uses eth1, but its pods fd00:2::70 are in the subnet of eth2"), "{evidence}");
     net.ip("-6 route flush table 3");
     net.ip("-6 addr del fd00:2::10/64 dev eth2");
     let (evidence, cure) = patient.only("table_flushed", "");
-    assert!(evidence.contains("no interface here has fd00:2::10, the address of its rule 32765"), "{evidence}");
+    assert!(evidence.contains("no interface has fd00:2::10, the address of its rule 32765"), "{evidence}");
     assert!(cure.contains("recreate the pods fd00:2::70"), "{cure}");
     // Its rule stays, for the address may come back.
     net.ip("-6 rule del priority 1536 from fd00:2::70");
@@ -332,7 +328,7 @@ fn main_has_no_default_while_tables_have_one() {
         assert_eq!(patient.causes(), [], "healthy");
         net.ip(&format!("{ip} route del default"));
         let (evidence, cure) = patient.only("main_without_default", "");
-        assert!(evidence.contains(&format!("no {family} default route, while table 2 has one (via {gateway})")));
+        assert!(evidence.contains(&format!("no {family} default route, but table 2 has one (via {gateway})")));
         assert!(cure.starts_with("# "), "{cure}");
         net.ip(&format!("{ip} route add 0::/0 via {gateway} dev eth1 table 77").replace("0::/0", "default"));
         net.ip(&format!("{ip} rule add priority 30000 lookup 77"));
@@ -376,7 +372,7 @@ fn a_plugins_file_that_switches_rp_filter_off_is_nothing() {
     patient.file("etc/sysctl.d/99-zzz-override_cilium.conf", &format!("{off}net.ipv4.conf.eth1.rp_filter = 1\n"));
     let (_, cure) = patient.only("rp_filter_sysctl", "/etc/sysctl.d/99-zzz-override_cilium.conf:4");
     assert!(cure.contains("'-net.ipv4.conf.eth1.rp_filter = 2' >") && !cure.contains("default"), "{cure}");
-    // Who wants strict is told of it.
+    // Who wants strict is reported of it.
     patient.file("etc/sysctl.d/99-zzz-override_cilium.conf", off);
     let strict = "rp_filter: {value: strict, replace: [off]}";
     let ran = doctor(&patient.node.net, patient.root.path(), strict, &["--output", "json"]);
@@ -404,7 +400,7 @@ fn ufw_writes_its_own_sysctls() {
     let (_, cure) = finding(&ran, "sysctl_overruled");
     assert_eq!(cure, "# in /etc/ufw/sysctl.conf, change line 3 to 0");
     patient.file("etc/ufw/sysctl.conf", "net/ipv4/conf/all/rp_filter=1\nnet/ipv4/conf/eth0/accept_redirects=0\n");
-    assert_eq!(patient.causes(), [], "it says the same");
+    assert_eq!(patient.causes(), [], "it agrees");
     let net = &patient.node.net;
     net.set_sysctl("net/ipv4/conf/all/rp_filter", "1");
     net.ip("link add lxc0123456789ab type veth peer name pod0");
@@ -435,7 +431,7 @@ fn a_file_overrules_a_declared_sysctl() {
         }
     }
     let (evidence, cure) = patient.only("sysctl_overruled", &format!("/{file}:2"));
-    assert!(evidence.contains("forwarding = 0, declared is 1"), "{evidence}");
+    assert!(evidence.contains("forwarding = 0, but 1"), "{evidence}");
     assert!(!cure.starts_with('#'), "{cure}");
 }
 
@@ -452,8 +448,8 @@ fn contention_names_the_file_that_undoes_a_declared_sysctl() {
         let run = node.command(&[]);
         let mut inside = std::process::Command::new("unshare");
         inside.args(["--mount", "sh", "-ec", "mount --bind \"$1\" /etc/sysctl.d; shift; exec \"$@\"", "sh"]);
-        inside.arg(files.path()).arg(run.get_program()).args(run.get_args()).env_remove("JOURNAL_STREAM");
-        said = finish(node.net.output(&mut inside)).expect(0).err;
+        inside.arg(files.path());
+        said = finish(node.net.output(&mut started_by(inside, &run))).expect(0).err;
     }
     let suspect = "sysctl_overruled (/etc/sysctl.d/60-gce-network-security.conf:2)";
     assert!(said.contains("contention") && said.contains(suspect), "{said}");
@@ -515,7 +511,7 @@ fn networkd_removes_rules_of_the_kernel_that_were_moved() {
     assert_eq!(causes(&ran)[0], ("kernel_rules_missing".to_owned(), format!("/{drop_in}:2")));
     let (evidence, cure) = finding(&ran, "kernel_rules_missing");
     let cause =
-        "systemd-networkd runs here and ManageForeignRoutingPolicyRules is on: it removes such rules when it restarts";
+        "systemd-networkd runs here with ManageForeignRoutingPolicyRules on, and removes such rules when it restarts";
     assert!(evidence.contains(cause), "{evidence}");
     assert!(
         cure.contains("/etc/systemd/networkd.conf.d/95-foreign.node-fixer.conf"),
@@ -524,7 +520,7 @@ fn networkd_removes_rules_of_the_kernel_that_were_moved() {
 }
 
 #[test]
-fn a_bridge_over_the_uplink_forwards_nothing_and_is_told_when_it_leads_nowhere() {
+fn a_bridge_over_the_uplink_forwards_nothing_and_is_reported_when_it_leads_nowhere() {
     let net = Netns::new();
     let root = tempfile::tempdir().unwrap();
     let all = "kube_proxy: {mode: off}\nrp_filter: {mode: off}\nbridges:";
@@ -577,7 +573,7 @@ fn advertise(router: &Netns, link: &str, prefix: Ipv6Addr) {
 }
 
 #[test]
-fn who_forwards_ignores_routers_unless_accept_ra_is_2() {
+fn a_node_that_forwards_ignores_routers_unless_accept_ra_is_2() {
     let patient = Patient::of_vpc_cni();
     let net = &patient.node.net;
     let accepting = |prefix: &str| {
@@ -598,7 +594,7 @@ fn who_forwards_ignores_routers_unless_accept_ra_is_2() {
     assert_eq!(patient.causes(), [], "the default is there");
     net.set_sysctl("net/ipv6/conf/eth0/forwarding", "1");
     let (evidence, _) = patient.only("accept_ra_ignored", "");
-    assert!(evidence.contains("eth0 has its IPv6 address from a router's advertisements"), "{evidence}");
+    assert!(evidence.contains("eth0 has its IPv6 address from router advertisements"), "{evidence}");
     for (key, value) in [("forwarding", "0"), ("accept_ra", "0"), ("accept_ra_defrtr", "0")] {
         let path = format!("net/ipv6/conf/eth0/{key}");
         let before = net.sysctl(&path);
@@ -628,12 +624,12 @@ fn a_network_manager_left_addresses_on_an_uplink_of_the_cni() {
     assert_eq!(patient.causes(), [], "an operator's own");
     net.ip("addr add 10.0.1.20/24 dev eth1");
     let (evidence, cure) = patient.only("leftover_addresses", "");
-    assert!(evidence.contains("has 10.0.1.20 beside its own address 10.0.1.10"), "{evidence}");
+    assert!(evidence.contains("has 10.0.1.20 in addition to its own address 10.0.1.10"), "{evidence}");
     assert!(cure.ends_with("# ip addr del 10.0.1.20/24 dev eth1"), "{cure}");
 }
 
 #[test]
-fn nm_cloud_setup_is_told_beside_any_network_plugin() {
+fn nm_cloud_setup_is_reported_beside_any_network_plugin() {
     let net = Netns::new();
     let root = tempfile::tempdir().unwrap();
     let config = "kube_proxy: {mode: off}\nrp_filter: {mode: off}";
@@ -659,7 +655,7 @@ fn nm_cloud_setup_is_told_beside_any_network_plugin() {
     assert_speaks_of_no_cni(&ran);
     let (_, cure) = finding(&ran, "nm_cloud_setup");
     // What eth1's own address sends has no other way out.
-    assert!(cure.starts_with("# only once 10.0.1.10 has a policy table of its own"), "{cure}");
+    assert!(cure.starts_with("# only after 10.0.1.10 has a policy table of its own"), "{cure}");
     assert!(cure.lines().all(|line| line.starts_with('#')), "{cure}");
     net.ip("route add default via 10.0.1.1 dev eth1 table 101");
     net.ip("rule add priority 101 from 10.0.1.10 lookup 101");
@@ -669,7 +665,7 @@ fn nm_cloud_setup_is_told_beside_any_network_plugin() {
 }
 
 #[test]
-fn without_marks_of_the_vpc_cni_broken_tables_are_told_in_general_words() {
+fn without_marks_of_the_vpc_cni_broken_tables_are_reported_in_general_words() {
     let net = Netns::new();
     let root = tempfile::tempdir().unwrap();
     let config = "kube_proxy: {mode: off}\nrp_filter: {mode: off}";
@@ -697,7 +693,7 @@ fn without_marks_of_the_vpc_cni_broken_tables_are_told_in_general_words() {
     net.ip("route flush table 101");
     net.ip("route add 172.16.0.0/16 via 10.0.1.1 dev eth1 table 101 proto static");
     assert_eq!(names(&examined()), Vec::<String>::new(), "a storage network on purpose");
-    // What a run would add is told.
+    // What a run would add is reported.
     net.ip("route add default via 10.0.1.1 dev eth1 metric 500");
     let (_, cure) = finding(&examined(), "table_without_default");
     assert!(cure.contains("ip route add default via 10.0.1.1 dev eth1 table 101 proto 170"), "{cure}");

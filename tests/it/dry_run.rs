@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::kit::{Netns, Worker};
 
 const SECTIONS: &str = "
-rules: [{priority: 1000, from: 10.0.1.10, table: 1001}, {priority: 1001, to: 'fd00::/8', fwmark: 7, table: main}]
+rules: [{priority: 1000, from: 10.0.9.0/24, table: 1001}, {priority: 1001, to: 'fd00::/8', fwmark: 7, table: main}]
 routes: [{to: 10.9.0.0/16, via: 10.0.0.1}, {to: 'fd00:9::/32', via: 'fd00:0::1', metric: 7}, {to: 10.8.0.0/16, dev: eth1}]
 ";
 

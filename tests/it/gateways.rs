@@ -1,7 +1,7 @@
 //! The evidence for a table's gateway, and the conditions on it, on nodes as they are found: what is certain is
-//! repaired, and what is not is left alone and told why. Each state has a twin with the other outcome beside it.
+//! repaired, and what is not is left alone and reported why. Each state has a twin with the other outcome beside it.
 
-use crate::kit::{Ran, Worker};
+use crate::kit::{Ran, Worker, until};
 
 /// Nothing but policy tables is looked after.
 const TABLES_ALONE: &str = "kube_proxy: {mode: off}\nrp_filter: {mode: off}";
@@ -59,7 +59,13 @@ fn is_repaired(case: &str, node: &Worker, family: &str, table: u32, default: &st
 
 /// Runs twice: nothing of the node changes, and the reason has these words.
 fn is_refused(case: &str, node: &Worker, words: &[&str]) {
-    let before = node.net.state();
+    let mut before = node.net.state();
+    // The kernel adds the local route of an IPv6 address a moment after the address.
+    until("a node at rest", || {
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let earlier = std::mem::replace(&mut before, node.net.state());
+        earlier == before
+    });
     for _ in 0..2 {
         let ran = node.fix(&["--output", "json"]).expect(1);
         assert_eq!(ran.commands(), Vec::<String>::new(), "{case}");
@@ -170,11 +176,7 @@ fn the_link_of_an_own_address_decides() {
         route add default via 10.0.1.1 dev eth1 metric 9
         rule add pref 1 from 10.0.1.77 table 7
         route add 10.0.0.1 dev eth0 scope link table 7";
-    is_refused(
-        "a source in the subnet of another uplink alone",
-        &node(pods),
-        &["10.0.1.77 lies in the subnet of eth1"],
-    );
+    is_refused("a source in the subnet of another uplink alone", &node(pods), &["10.0.1.77 is in the subnet of eth1"]);
     is_repaired("and in this one's", &node(&pods.replace("1.77", "0.77")), "-4", 7, "via 10.0.0.1 dev eth0");
 }
 
@@ -221,7 +223,7 @@ fn the_host_route_to_an_own_address_is_no_gateway_and_the_peer_is() {
     // Not the peer of an address that no rule leads there.
     let other = modems.replace("from 10.129.142.12 table 1", "from 10.129.142.77 table 1");
     let other = other.replace("rule add pref 32701 from 10.45.11.54 table 2", "");
-    is_refused("somebody else's rule", &node(&other), &["no interface here carries the source"]);
+    is_refused("somebody else's rule", &node(&other), &["no interface has the source address of its rules"]);
 }
 
 #[test]
@@ -268,13 +270,13 @@ fn a_rule_for_the_subnet_helps_where_its_default_leaves_by_the_right_link() {
         -6 rule add pref 200 from 2001:db8::/64 table 201
         -6 route add fd16::/16 via 2001:db8::99 dev eth1 table 200
         -6 route add default via 2001:db8::254 dev eth1 table 201";
-    for (family, state, mended) in [("-4", v4, "via 10.0.0.1 dev eth1"), ("-6", v6, "via 2001:db8::1 dev eth1")] {
+    for (family, state, repaired) in [("-4", v4, "via 10.0.0.1 dev eth1"), ("-6", v6, "via 2001:db8::1 dev eth1")] {
         assert_eq!(node(state).fix(&[]).expect(0).out, "", "{family}");
         // Where it leads its source by another's link, the own table is broken.
         let by_other = state.replace("254 dev eth1 table 201", "254 dev eth0 table 201");
-        is_repaired(family, &node(&by_other), family, 200, mended);
+        is_repaired(family, &node(&by_other), family, 200, repaired);
         let of_others = state.replace(" from 10.0.0.0/24", " from 10.9.0.0/24").replace("db8::/64", "db8:9::/64");
-        is_repaired(family, &node(&of_others), family, 200, mended);
+        is_repaired(family, &node(&of_others), family, 200, repaired);
     }
 }
 
@@ -295,7 +297,7 @@ fn a_rule_for_what_its_table_leads_to_needs_no_default() {
 }
 
 #[test]
-fn a_table_without_a_default_on_purpose_is_told_how_to_say_so() {
+fn a_table_without_a_default_on_purpose_is_reported_how_to_say_so() {
     let storage = "
         uplink eth0 10.0.0.10/24
         uplink store0 172.16.5.10/24
@@ -399,13 +401,14 @@ fn where_the_network_interface_of_a_table_is_gone_the_pods_are_named() {
         ));
         let ran = node.fix(&["--output", "json"]).expect(1);
         let said = refusals(&ran);
-        assert!(said.contains(&format!("no interface here has {lost}, the address of its rule 32765")), "{said}");
+        assert!(said.contains(&format!("no interface has {lost}, the address of its rule 32765")), "{said}");
         assert!(said.contains(&format!("no route helps: recreate the pods {first}, {second}")), "{said}");
         for pod in pods {
             node.net.ip(&format!("{family} rule del pref 1536 from {pod} lookup 2"));
         }
         let said = refusals(&node.fix(&["--output", "json"]).expect(1));
-        let (before, delete) = said.trim_end().split_once("give it back; if it is gone for good: ip ").expect(&said);
+        let (before, delete) =
+            said.trim_end().split_once("restore the address; if it is gone for good: ip ").expect(&said);
         assert!(before.contains(lost), "{said}");
         node.net.ip(delete);
         assert_eq!(node.fix(&[]).expect(0).out, "", "the command is what it takes");
@@ -519,7 +522,7 @@ fn what_was_added_stays_where_the_declared_route_is_refused() {
             let ran = node.fix(&["--output", "json"]).expect(1);
             let json = ran.json();
             let errors: Vec<_> = json["changes"].as_array().unwrap().iter().map(|it| it["error"].to_string()).collect();
-            assert!(errors.iter().any(|it| it.contains("has no other default route; this one stays")), "{errors:?}");
+            assert!(errors.iter().any(|it| it.contains("has no other default route; this one is kept")), "{errors:?}");
             assert_eq!(node.net.state(), repaired, "the way out stays");
         }
         declare(gateway);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::SealFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use crate::kit::{Ran, Worker, finish};
+use crate::kit::{Ran, Worker, finish, started_by};
 
 type Entry = BTreeMap<String, String>;
 
@@ -37,7 +37,7 @@ fn under_systemd(node: &Worker, by: &[&str]) -> (Command, PathBuf) {
     let script = "mount -t tmpfs tmpfs /run; mkdir -p /run/systemd/journal; mount --bind \"$0\" /run/systemd/journal; \
                   exec \"$@\"";
     command.args(["--mount", "sh", "-euc", script]).arg(place(node)).args(by);
-    command.arg(usual.get_program()).args(usual.get_args());
+    let mut command = started_by(command, &usual);
     let stream = node.directory.path().join("stream");
     let stderr = File::create(&stream).unwrap();
     let metadata = stderr.metadata().unwrap();
@@ -109,7 +109,7 @@ fn a_change_is_an_entry_with_its_fields() {
     let node = damaged();
     let (entries, stream) = read_by_the_journal(&node, &[], 0);
     let command = "ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope global metric 4294967295";
-    let reason = "table 2 has no default route for 10.0.1.10, 10.0.1.100; its one host route names the gateway \
+    let reason = "table 2 has no default route for 10.0.1.10, 10.0.1.100; its only host route is to the gateway \
                   10.0.1.1 on eth1";
     let expected = fields(&[
         ("MESSAGE", &format!("changed reconciler=\"default_routes\" command={command} reason=\"{reason}\"")),
@@ -164,15 +164,6 @@ fn every_kind_of_event_has_its_id() {
     drop(held);
     let (entries, _) = read_by_the_journal(&node, &["setpriv", "--inh-caps=-all", "--bounding-set=-all"], 77);
     assert_eq!(kinds(&entries), ["not_permitted 3"]);
-}
-
-#[test]
-fn the_readme_lists_every_kind() {
-    let readme = fs::read_to_string("README.md").unwrap();
-    for kind in node_fixer::log::KINDS {
-        let row = readme.lines().find(|line| line.ends_with(&format!("| {} |", kind.id)));
-        assert!(row.is_some_and(|row| row.contains(&format!("| {} |", kind.result))), "{kind:?}");
-    }
 }
 
 #[test]
@@ -232,7 +223,7 @@ fn without_a_journal_the_lines_come_by_standard_error() {
 }
 
 #[test]
-fn a_journal_that_hangs_holds_nobody_up() {
+fn a_journal_that_hangs_delays_no_run() {
     let node = damaged();
     let socket = place(&node).join("socket");
     let journal = UnixDatagram::bind(&socket).unwrap();
@@ -254,6 +245,7 @@ fn a_journal_that_hangs_holds_nobody_up() {
 }
 
 #[test]
+#[ignore = "needs strace; tests/run runs it"]
 fn nothing_to_say_opens_no_socket_but_netlink() {
     let node = damaged();
     let _journal = UnixDatagram::bind(place(&node).join("socket")).unwrap();
@@ -261,9 +253,9 @@ fn nothing_to_say_opens_no_socket_but_netlink() {
     ran.expect(0);
     let trace = node.directory.path().join("trace");
     let (plain, stream) = under_systemd(&node, &[]);
-    let mut command = Command::new("strace");
-    command.args(["-f", "-e", "trace=socket,socketpair,connect,sendmsg,memfd_create", "-o"]).arg(&trace);
-    command.arg(plain.get_program()).args(plain.get_args());
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-e", "trace=socket,socketpair,connect,sendmsg,memfd_create", "-o"]).arg(&trace);
+    let mut command = started_by(strace, &plain);
     let stderr = File::options().append(true).open(&stream).unwrap();
     let metadata = stderr.metadata().unwrap();
     command.env("JOURNAL_STREAM", format!("{}:{}", metadata.dev(), metadata.ino())).stderr(stderr);

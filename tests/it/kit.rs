@@ -8,10 +8,14 @@ use std::io::{Seek, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::Value;
+
+use crate::{icmp, mirror};
 
 /// A network namespace with its loopback up.
 pub struct Netns(File);
@@ -20,7 +24,7 @@ impl Netns {
     pub fn new() -> Netns {
         let namespace = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)
-                .expect("tests make network namespaces of their own, which takes CAP_SYS_ADMIN; run them by tests/run");
+                .expect("tests make network namespaces of their own: run them by cargo test, or as root");
             File::open("/proc/thread-self/ns/net").unwrap()
         });
         let namespace = Netns(namespace.join().expect("no network namespace"));
@@ -45,8 +49,10 @@ impl Netns {
     }
 
     pub fn output(&self, command: &mut Command) -> Output {
-        self.enter(|| command.stdin(Stdio::null()).output())
-            .unwrap_or_else(|error| panic!("{command:?}: {error}; tests/run installs what the tests need"))
+        let output = self.enter(|| command.stdin(Stdio::null()).output());
+        let output = output.unwrap_or_else(|error| not_started(command, &error));
+        mirror::check(self, command, &output);
+        output
     }
 
     /// Runs a program that must succeed; its stdout.
@@ -94,8 +100,17 @@ impl Netns {
 
     /// Whether a ping from the address is answered.
     pub fn pings(&self, from: &str, to: &str) -> bool {
-        let args = ["-n", "-q", "-c", "1", "-W", "2", "-I", from, to];
-        self.output(Command::new("ping").args(args)).status.success()
+        self.pings_within(from, to, Duration::from_secs(2))
+    }
+
+    /// The same within some time. From `::` or `0.0.0.0` the kernel chooses the address.
+    pub fn pings_within(&self, from: &str, to: &str, patience: Duration) -> bool {
+        self.enter(|| icmp::echo(from.parse().unwrap(), to.parse().unwrap(), patience)).is_ok()
+    }
+
+    /// Sends a router advertisement by this interface.
+    pub fn advertise(&self, interface: &str) {
+        self.enter(|| icmp::advertise(interface)).unwrap();
     }
 
     /// Waits until the kernel is done with what was set up: carriers come, and with them routes and addresses, some
@@ -143,6 +158,11 @@ impl Ran {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
+    /// What `doctor --output json` found.
+    pub fn findings(&self) -> Vec<Value> {
+        self.json()["findings"].as_array().unwrap().clone()
+    }
+
     /// The commands of a JSON report.
     pub fn commands(&self) -> Vec<String> {
         let changes = self.json()["changes"].clone();
@@ -153,6 +173,33 @@ impl Ran {
         assert_eq!(self.code, code, "{self:?}");
         self
     }
+}
+
+/// A program could not be started; tests/run knows which package has it.
+pub fn not_started(command: &Command, error: &std::io::Error) -> ! {
+    let program = command.get_program().to_string_lossy();
+    let needs = include_str!("../run").lines().filter_map(|line| line.strip_prefix("need "));
+    let package = needs.filter_map(|need| need.split_once(' ')).find(|(it, _)| *it == program);
+    match package {
+        Some((_, package)) => {
+            panic!("this test needs {program} ({error}): sudo apt-get install {}", package.trim_matches('"'))
+        }
+        None => panic!("{program} does not start: {error}"),
+    }
+}
+
+/// For the programs that a script of the test starts.
+pub fn needs(programs: &[&str]) {
+    for program in programs {
+        let mut command = Command::new(program);
+        command.arg("--version").output().unwrap_or_else(|error| not_started(&command, &error));
+    }
+}
+
+/// The command, started by another program: its words come after those of the other.
+pub fn started_by(mut starter: Command, command: &Command) -> Command {
+    starter.arg(command.get_program()).args(command.get_args()).env_remove("JOURNAL_STREAM");
+    starter
 }
 
 pub fn node_fixer() -> Command {
@@ -177,6 +224,26 @@ impl Drop for Ends {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Exchanges two files all the time until the closure returns, or panics. Both names are there at any time.
+pub fn exchanging<T>(a: &Path, b: &Path, meanwhile: impl FnOnce() -> T) -> T {
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        let _over = Over(&over);
+        meanwhile()
+    })
 }
 
 /// Waits until something is so.
@@ -378,7 +445,37 @@ impl Worker {
         command
     }
 
+    /// Runs the script of a dry run, which it returns.
+    pub fn run_script(&self) -> String {
+        let script = self.fix(&["--dry-run"]).expect(0).out;
+        self.net.run("sh", &["-euc", &script]);
+        script
+    }
+
+    /// Declares the same on another node like this one: its scripts make what a run makes here, and remove it again.
+    pub fn is_equalled_by_scripts(&self, by_hand: &Worker, declared: &str) {
+        let before = by_hand.net.state();
+        self.config(declared);
+        by_hand.config(declared);
+        let script = by_hand.run_script();
+        self.fix(&[]).expect(0);
+        assert_eq!(by_hand.net.state(), self.net.state());
+        assert_eq!(by_hand.fix(&[]).expect(0).out, "", "{script}");
+        by_hand.config("");
+        by_hand.run_script();
+        assert_eq!(by_hand.net.state(), before);
+    }
+
     pub fn fix(&self, args: &[&str]) -> Ran {
         finish(self.net.output(&mut self.command(args)))
+    }
+
+    /// The same under strace with these options, and what strace has written.
+    pub fn traced(&self, strace: &[&str], args: &[&str]) -> (Ran, String) {
+        let trace = self.directory.path().join("trace");
+        let mut starter = Command::new("strace");
+        starter.args(["-qq", "-o"]).arg(&trace).args(strace).arg("--");
+        let ran = finish(self.net.output(&mut started_by(starter, &self.command(args))));
+        (ran, std::fs::read_to_string(trace).unwrap())
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::kit::{Ran, Worker, finish, until};
+use crate::kit::{Ran, Worker, until};
 
 /// A healthy node on which kube-proxy runs and its uplinks are remembered.
 pub struct Kube {
@@ -127,7 +127,7 @@ fn a_new_uplink_restarts_it_once() {
     let change = json["changes"].as_array().unwrap().iter().find(|change| change["object"] == "pod").unwrap().clone();
     assert_eq!((&change["action"], &change["status"]), (&"restart".into(), &"applied".into()));
     let reason = change["reason"].as_str().unwrap();
-    assert!(reason.starts_with("uplinks changed: +eth2; another sandbox was ready after "), "{reason}");
+    assert!(reason.starts_with("uplinks changed: +eth2; the new sandbox was ready after "), "{reason}");
     assert_eq!(json["changes"].as_array().unwrap().last(), Some(&change), "after the changes of the others");
     assert_eq!(kube.deeds(), both(OLD));
     assert_eq!(kube.ready().len(), 1);
@@ -384,18 +384,18 @@ fn restarts_keep_their_distance_and_are_made_up_for() {
 }
 
 #[test]
-fn restarts_in_a_row_are_told_once_and_back_off() {
+fn restarts_in_a_row_are_reported_once_and_back_off() {
     let kube = Kube::new("");
-    let mut told = Vec::new();
-    // Not by uplinks that nobody has seen before: they are told at once. Somebody changes the same one.
+    let mut reported = Vec::new();
+    // Not by uplinks that nobody has seen before: they are reported at once. Somebody changes the same one.
     let change = |number: u8| kube.node.net.ip(&format!("addr add 10.0.1.{number}/24 dev eth1"));
     for number in 2..7 {
         change(number);
         let ran = kube.node.fix(&[]).expect(0);
         assert_eq!(kube.deeds().len(), 2, "{ran:?}");
-        told.push(ran.err.contains("event=\"contention\" reconciler=\"kube_proxy\""));
+        reported.push(ran.err.contains("event=\"contention\" reconciler=\"kube_proxy\""));
     }
-    assert_eq!(told, [false, false, false, false, true]);
+    assert_eq!(reported, [false, false, false, false, true]);
     kube.configure("min_interval: 10m");
     change(7);
     let ran = kube.node.fix(&[]).expect(0);
@@ -459,19 +459,19 @@ fn several_that_are_ready_are_blocked() {
 }
 
 #[test]
-fn every_way_in_which_crictl_can_disappoint_is_told_and_not_forgotten() {
+fn every_way_in_which_crictl_can_disappoint_is_reported_and_not_forgotten() {
     for (mode, said) in [
         ("fail", "dial unix /nonexistent/c.sock: connect: no such file or directory"),
         ("fail-list", "context deadline exceeded"),
         ("hang", "did not end within 3s"),
-        ("garbage", "printed no list of pods: expected"),
-        ("other-json", "printed no list of pods: invalid type"),
-        ("evil-id", "is no id of a sandbox"),
-        ("evil-time", "not nanoseconds"),
+        ("garbage", "printed not a list of pods: expected"),
+        ("other-json", "printed not a list of pods: invalid type"),
+        ("evil-id", "is not a sandbox id"),
+        ("evil-time", "not in nanoseconds"),
         ("endless", "it printed more than 8 MiB"),
         ("huge", "it printed more than 8 MiB"),
         ("loud", "it printed more than 8 MiB"),
-        ("signal", "was ended by signal 11"),
+        ("signal", "was killed by signal 11"),
     ] {
         let kube = Kube::new("");
         kube.set("mode", mode);
@@ -498,7 +498,7 @@ fn every_way_in_which_crictl_can_disappoint_is_told_and_not_forgotten() {
 }
 
 #[test]
-fn a_crictl_that_cannot_be_started_is_told_with_the_cure() {
+fn a_crictl_that_cannot_be_started_is_reported_with_the_cure() {
     let not_executable = tempfile::NamedTempFile::new().unwrap();
     let not_executable = not_executable.path().to_str().unwrap();
     for (crictl, said) in
@@ -571,7 +571,7 @@ fn without_kubelet_it_fails_with_a_hint_and_goes_on_waiting() {
 }
 
 #[test]
-fn a_crictl_that_fails_is_told_even_if_others_were_mended() {
+fn a_crictl_that_fails_is_reported_even_if_others_were_repaired() {
     let kube = Kube::new("");
     kube.set("mode", "fail");
     kube.node.uplink_with_table(2);
@@ -587,7 +587,7 @@ fn what_cannot_be_removed_is_done_with_when_another_runs() {
     kube.set("kubelet-after-stopp", "");
     kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
     let json = kube.json(0);
-    assert!(json["changes"][0]["reason"].as_str().unwrap().contains("the old one was not removed"), "{json}");
+    assert!(json["changes"][0]["reason"].as_str().unwrap().contains("the old one could not be removed"), "{json}");
     kube.log();
     kube.node.net.ip("addr add 10.0.1.78/24 dev eth1");
     kube.json(0);
@@ -634,6 +634,7 @@ fn observe_shows_it_and_off_does_not_look() {
 
 /// What cannot be read for once may still be known to the next run: it is not taken for nothing, and not overwritten.
 #[test]
+#[ignore = "needs strace; tests/run runs it"]
 fn memory_that_cannot_be_read_for_once_is_no_fresh_start() {
     for call in ["openat", "statx", "read"] {
         for errno in ["EIO", "EMFILE", "EACCES"] {
@@ -641,14 +642,11 @@ fn memory_that_cannot_be_read_for_once_is_no_fresh_start() {
             let state = kube.node.directory.path().join("state/state.json");
             let good = fs::read_to_string(&state).unwrap();
             kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
-            let run = kube.node.command(&["--output", "json"]);
-            let mut strace = Command::new("strace");
-            let inject = format!("inject={call}:error={errno}:when=1+");
-            strace.args(["-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject, "-P"]).arg(&state);
-            strace.arg(run.get_program()).args(run.get_args());
-            let ran = finish(kube.node.net.output(&mut strace)).expect(1);
+            let (trace, inject) = (format!("trace={call}"), format!("inject={call}:error={errno}:when=1+"));
+            let strace = ["-e", &trace, "-e", &inject, "-P", state.to_str().unwrap()];
+            let ran = kube.node.traced(&strace, &["--output", "json"]).0.expect(1);
             assert_eq!(ran.json()["converged"], false, "{call} {errno}: {ran:?}");
-            assert!(ran.err.contains("state.json cannot be read, and is left alone"), "{call} {errno}: {ran:?}");
+            assert!(ran.err.contains("state.json cannot be read, and is left untouched"), "{call} {errno}: {ran:?}");
             assert_eq!(fs::read_to_string(&state).unwrap(), good, "{call} {errno}");
             kube.node.fix(&[]).expect(0);
             assert_eq!(kube.deeds(), both(OLD), "{call} {errno}: the change is not forgotten");
@@ -681,7 +679,7 @@ fn whatever_is_wrong_with_what_is_remembered_is_a_fresh_start() {
         fs::write(&state, bytes).unwrap();
         kube.node.net.ip(&format!("addr add 10.0.1.77/24 dev eth1 label eth1:{}", case.len()));
         let ran = kube.node.fix(&[]).expect(0);
-        assert!(ran.err.contains("fresh start"), "{case}: {ran:?}");
+        assert!(ran.err.contains("starting afresh"), "{case}: {ran:?}");
         assert_eq!(kube.log(), "", "{case}");
         assert_eq!(kube.node.fix(&[]).expect(0).err, "", "{case}: it is written anew");
         kube.node.net.ip("addr del 10.0.1.77/24 dev eth1");
@@ -691,12 +689,12 @@ fn whatever_is_wrong_with_what_is_remembered_is_a_fresh_start() {
     for link in ["/etc/passwd", "/dev/zero"] {
         fs::remove_file(&state).unwrap();
         std::os::unix::fs::symlink(link, &state).unwrap();
-        assert!(kube.node.fix(&[]).expect(0).err.contains("fresh start"), "{link}");
+        assert!(kube.node.fix(&[]).expect(0).err.contains("starting afresh"), "{link}");
         assert!(state.symlink_metadata().unwrap().is_file(), "the link is replaced, not followed");
     }
     fs::remove_file(&state).unwrap();
     nix::unistd::mkfifo(&state, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    assert!(kube.node.fix(&[]).expect(0).err.contains("fresh start"), "a pipe");
+    assert!(kube.node.fix(&[]).expect(0).err.contains("starting afresh"), "a pipe");
 }
 
 #[test]
@@ -705,12 +703,12 @@ fn a_state_that_cannot_be_written_restarts_nothing() {
     fs::create_dir(kube.node.directory.path().join("state/state.json.new")).unwrap();
     kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
     let json = kube.json(1);
-    assert!(json["changes"][0]["error"].as_str().unwrap().contains("cannot remember the restart"), "{json}");
+    assert!(json["changes"][0]["error"].as_str().unwrap().contains("cannot save the restart"), "{json}");
     assert_eq!(kube.deeds(), Vec::<String>::new());
 }
 
 #[test]
-fn told_to_stop_it_stops_soon_and_the_next_run_goes_on() {
+fn an_interrupted_run_stops_soon_and_the_next_one_continues() {
     for (keys, in_the_middle) in [("settle: 1h", "settle"), ("", "stopp"), ("", "wait")] {
         let kube = Kube::new(keys);
         kube.node.net.ip("addr add 10.0.1.77/24 dev eth1");
@@ -733,7 +731,10 @@ fn told_to_stop_it_stops_soon_and_the_next_run_goes_on() {
         kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(begin.elapsed() < Duration::from_secs(10), "{in_the_middle}: {:?}", begin.elapsed());
-        assert!(String::from_utf8_lossy(&output.stderr).contains("told to stop"), "{in_the_middle}: {output:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains("interrupted by a signal"),
+            "{in_the_middle}: {output:?}"
+        );
         assert_eq!(output.status.code(), Some(1), "{in_the_middle}: {output:?}");
         assert_eq!(kube.memory()["failures"], 0, "{in_the_middle}: being stopped is no failure");
         for file in ["mode", "no-kubelet"] {

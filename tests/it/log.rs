@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::stat::fstat;
 
-use crate::kit::{Ran, Worker, finish};
+use crate::kit::{Ran, Worker, finish, started_by};
 
 /// Ways in which nobody gets what a program prints; with `"$@"` it is run. Its exit code goes to the file `rc`.
 const UNHEARD: [(&str, &str); 11] = [
@@ -35,8 +35,8 @@ fn unheard(node: &Worker, how: &str, args: &[&str]) -> i32 {
     fs::create_dir_all(directory.join("full")).unwrap();
     fs::write(directory.join("rc"), "").unwrap();
     let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", how, "sh"]).arg(usual.get_program()).args(usual.get_args());
-    let output = node.net.output(command.current_dir(directory).env_remove("JOURNAL_STREAM"));
+    command.args(["--mount", "sh", "-c", how, "sh"]);
+    let output = node.net.output(started_by(command, &usual).current_dir(directory));
     let code = fs::read_to_string(directory.join("rc")).unwrap();
     code.trim().parse().unwrap_or_else(|error| panic!("{how}: {error}: {output:?}"))
 }
@@ -70,7 +70,7 @@ fn a_log_that_cannot_be_written_stops_no_repair() {
 }
 
 #[test]
-fn an_exit_code_says_the_same_whoever_reads_the_log() {
+fn an_exit_code_is_the_same_whether_or_not_the_log_is_read() {
     let node = damaged();
     node.fix(&[]).expect(0);
     let check = |code: i32, args: &[&str]| {
@@ -104,7 +104,7 @@ fn a_stream_to_the_journal_may_break() {
         let mut command = Command::new("unshare");
         // No journal of this machine gets to hear of it.
         command.args(["--mount", "sh", "-euc", "mount -t tmpfs tmpfs /run; exec \"$@\"", "sh"]);
-        command.arg(usual.get_program()).args(usual.get_args());
+        let mut command = started_by(command, &usual);
         command.env("JOURNAL_STREAM", format!("{}:{}", stat.st_dev, stat.st_ino));
         let mut child =
             node.net.enter(|| command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(ours).spawn()).unwrap();
@@ -134,6 +134,32 @@ fn on_a_terminal(node: &Worker, command: &Command) -> Ran {
         ran.out = ran.out.replace(&format!("\x1b[{code}m"), "");
     }
     ran
+}
+
+/// A terminal shows what was just asked for; elsewhere a line may be read later.
+#[test]
+fn a_warning_or_an_error_on_a_terminal_has_no_time_and_elsewhere_one() {
+    let node = damaged();
+    for (config, args, code, said) in [
+        ("rules: 7", &["--dry-run"][..], 78, "rules: invalid type"),
+        ("routes: [{to: 10.9.0.0/16, dev: eth9}]", &["--output", "json"], 1, "eth9"),
+    ] {
+        node.config(config);
+        let lines = |ran: Ran| -> Vec<String> {
+            let ran = ran.expect(code);
+            let text = ran.out + &ran.err;
+            let is_error = |line: &&str| [" WARN ", "ERROR "].iter().any(|level| line.contains(level));
+            text.lines().filter(is_error).map(str::to_owned).collect()
+        };
+        let mut command = node.command(&[]);
+        command.args(args);
+        let shown = lines(on_a_terminal(&node, &command));
+        let begins = |line: &String| [" WARN ", "ERROR "].iter().any(|level| line.starts_with(level));
+        assert!(!shown.is_empty() && shown.iter().all(begins), "{args:?}: {shown:?}");
+        assert!(shown.iter().any(|line| line.contains(said)), "{args:?}: {shown:?}");
+        let kept = lines(finish(node.net.output(&mut command)));
+        assert!(!kept.is_empty() && kept.iter().all(|line| line.starts_with("20")), "{args:?}: {kept:?}");
+    }
 }
 
 fn shows_no_harm(node: &Worker, what: &str, args: &[&str]) {
@@ -340,4 +366,26 @@ fn programs_do_nothing_to_a_terminal() {
         }
     }
     assert!(heard > 4, "what programs say is shown in {heard} cases only");
+}
+
+#[test]
+fn many_changes_show_their_progress_on_a_terminal_that_can() {
+    let shown = |term: &str, args: &[&str]| {
+        let node = Worker::new().with_loose_rp_filter();
+        node.config("kube_proxy: {mode: off}\naddresses: [{dev: lo, address: 10.7.0.0/21, each: true}]");
+        let mut command = node.command(args);
+        let line = [command.get_program()].into_iter().chain(command.get_args()).map(|it| it.to_str().unwrap());
+        let line = line.collect::<Vec<_>>().join(" ");
+        command = Command::new("script");
+        let ran = finish(node.net.output(command.args(["-qec", &line, "/dev/null"]).env("TERM", term)));
+        ran.expect(0).out
+    };
+    let out = shown("xterm", &["--quiet"]);
+    assert!(!out.contains("change 1000 of"), "{out:?}");
+    let out = shown("xterm", &[]);
+    let steps: Vec<&str> = out.split("\r\x1b[K").collect();
+    assert!(steps.contains(&"addresses: change 1000 of 2048"), "{steps:?}");
+    // Nothing of it is left: what follows begins on a line that was removed.
+    assert!(!steps.last().unwrap().contains("of 2048"), "{steps:?}");
+    assert!(!shown("dumb", &[]).contains("change 1000 of"));
 }

@@ -1,8 +1,9 @@
-//! The picture of the dashboard's panels in the README, drawn from what a real Prometheus knows of three nodes. Made
+//! The picture of the dashboard's panels in docs/metrics.md, drawn from what a real Prometheus knows of three nodes. Made
 //! anew by: cargo test --test it -- --ignored picture
 
 use std::fmt::Write;
 use std::fs;
+use std::process::Child;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
@@ -15,7 +16,7 @@ const SECONDS: u64 = 120;
 const COLOURS: [&str; 8] = ["#2563eb", "#d97706", "#16a34a", "#db2777", "#57534e", "#0891b2", "#7c3aed", "#65a30d"];
 
 #[test]
-#[ignore = "takes two minutes and writes config/prometheus/dashboard.svg"]
+#[ignore = "takes two minutes and writes docs/dashboard.svg"]
 fn picture_of_the_dashboard() {
     let kubes: Vec<Kube> = (0..3).map(|_| Kube::never_run("")).collect();
     let textfile = |kube: &Kube| kube.node.directory.path().join("textfile");
@@ -32,18 +33,27 @@ fn picture_of_the_dashboard() {
     let monitoring = Monitoring::of(&nodes);
     until("Prometheus sees them", || monitoring.is_true("count(node_fixer_build_info) == 3"));
 
+    // The first one has the timer alone, the others a watcher.
+    let watch = |kube: &Kube| {
+        let mut command = kube.node.command(&["watch", "--every", "2s"]);
+        Watcher(kube.node.net.enter(|| command.spawn()).unwrap())
+    };
+    let watchers: Vec<Watcher> = kubes.iter().skip(1).map(watch).collect();
     let (begin, start) = (Instant::now(), unix());
     while begin.elapsed() < Duration::from_secs(SECONDS) {
         let second = begin.elapsed().as_secs();
         for (number, kube) in kubes.iter().enumerate() {
             go_wrong(&kube.node, number, second);
-            kube.node.fix(&[]);
+            if number == 0 {
+                kube.node.fix(&[]);
+            }
         }
         // The timer's minute is two seconds long.
         let tick = Duration::from_secs(2);
         std::thread::sleep(tick - Duration::from_nanos((begin.elapsed().as_nanos() % tick.as_nanos()) as u64));
     }
     let end = unix();
+    drop(watchers);
     let mut svg = Svg::new(panels().len());
     for (number, (title, expression)) in panels().iter().enumerate() {
         let (start_at, end_at) = (format!("--start={start}"), format!("--end={end}"));
@@ -51,7 +61,17 @@ fn picture_of_the_dashboard() {
         let series = monitoring.ask(&args).unwrap();
         svg.panel(number, title, series.as_array().unwrap(), (start as f64, end as f64));
     }
-    fs::write("config/prometheus/dashboard.svg", svg.end()).unwrap();
+    fs::write("docs/dashboard.svg", svg.end()).unwrap();
+}
+
+/// Ends with the picture.
+struct Watcher(Child);
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// What happens to the node with this number in this second.
@@ -100,7 +120,9 @@ impl Svg {
         let (x0, y0) = (WIDTH * (number % 2) as f64, HEIGHT * (number / 2) as f64);
         let (left, right, top, bottom) = (x0 + 50.0, x0 + WIDTH - 20.0, y0 + 34.0, y0 + HEIGHT - 48.0);
         let points = |one: &Value| -> Vec<(f64, f64)> {
-            let pair = |pair: &Value| Some((pair[0].as_f64()?, pair[1].as_str()?.parse::<f64>().ok()?));
+            let pair = |pair: &Value| {
+                Some((pair[0].as_f64()?, pair[1].as_str()?.parse::<f64>().ok().filter(|it| it.is_finite())?))
+            };
             one["values"].as_array().unwrap().iter().filter_map(pair).collect()
         };
         let greatest = series.iter().flat_map(points).map(|(_, value)| value).fold(0.0, f64::max);

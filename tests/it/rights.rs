@@ -89,7 +89,7 @@ fn the_one_capability_is_enough_for_masquerade_which_without_it_cannot_even_be_s
     node.config("masquerade: [{source: 10.100.0.0/16, out: eth0}]");
     let ran = unprivileged(&node, "", &["--dry-run", "--output", "json"]).expect(1);
     let because = ran.json()["blocked"][0]["because"].as_str().unwrap().to_owned();
-    assert!(because.contains("even to look takes CAP_NET_ADMIN"), "{because}");
+    assert!(because.contains("even reading requires CAP_NET_ADMIN"), "{because}");
     let ran = unprivileged(&node, ",+net_admin", &["--output", "json"]).expect(0);
     assert_eq!((ran.commands().len(), &ran.json()["converged"]), (1, &true.into()), "{ran:?}");
     assert!(node.net.run("nft", &["list table inet node_fixer"]).contains("10.100.0.0/16"));

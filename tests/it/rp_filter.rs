@@ -30,7 +30,7 @@ fn strict_uplinks_become_loose_and_nothing_else_changes() {
 /// A write to `default` is one to each interface that nobody has ever given a value. Those that nobody named keep
 /// theirs, by the run as by the script.
 #[test]
-fn interfaces_that_nobody_named_do_not_follow_default() {
+fn interfaces_that_are_not_selected_do_not_follow_default() {
     for by_script in [false, true] {
         let node = Worker::bare();
         node.net.set_sysctl("net/ipv4/conf/default/rp_filter", "1");
@@ -270,7 +270,7 @@ fn further_interfaces_have_a_value_of_their_own() {
 
 /// The uplinks of newer machine types under the patterns of earlier versions.
 #[test]
-fn a_strict_uplink_that_nobody_looks_after_is_reported_everywhere_and_once_by_runs() {
+fn a_strict_uplink_that_is_not_selected_is_reported_everywhere_and_once_by_runs() {
     let node = Worker::new().with_pod(100).with_loose_rp_filter();
     let net = &node.net;
     net.ip("rule add priority 1024 fwmark 0x80/0x80 lookup main");
@@ -295,7 +295,7 @@ fn a_strict_uplink_that_nobody_looks_after_is_reported_everywhere_and_once_by_ru
     assert!(notices[0].contains("enp39s0, enp40s0: carries a default route"), "{ran:?}");
     assert_eq!(node.fix(&[]).expect(0).err, "", "it is not repeated");
     let npd = node.fix(&["--dry-run", "--output", "npd"]).expect(1).out;
-    assert_eq!(npd, "enp39s0 and 1 more are strict and looked after by nobody\n");
+    assert_eq!(npd, "enp39s0 and 1 more are strict and not managed\n");
     let status = node.fix(&["status"]).expect(0).out;
     assert!(status.contains("notice rp_filter: enp39s0, enp40s0: carries a default route"), "{status}");
     assert!(status.contains("notice kube_proxy: enp39s0, enp40s0: carries a default route"), "{status}");
@@ -309,7 +309,7 @@ fn a_strict_uplink_that_nobody_looks_after_is_reported_everywhere_and_once_by_ru
     let root = tempfile::tempdir().unwrap();
     let doctor = |code| {
         let args = ["doctor", "--output", "json", "--root", root.path().to_str().unwrap()];
-        node.fix(&args).expect(code).json()["findings"].as_array().unwrap().clone()
+        node.fix(&args).expect(code).findings()
     };
     let found = doctor(1);
     assert_eq!((found.len(), &found[0]["cause"]), (1, &"uplink_unattended".into()), "{found:?}");
@@ -333,10 +333,10 @@ fn a_strict_tunnel_with_a_default_gets_an_entry_of_its_own() {
     let more = "rp_filter: {more: [{interfaces: ^lxc, value: off}]}\nkube_proxy: {mode: off}";
     node.config(more);
     let npd = |code| node.fix(&["--dry-run", "--output", "npd"]).expect(code).out;
-    assert_eq!(npd(1), "tun.1 is strict and looked after by nobody\n");
+    assert_eq!(npd(1), "tun.1 is strict and not managed\n");
     let root = tempfile::tempdir().unwrap();
     let ran = node.fix(&["doctor", "--output", "json", "--root", root.path().to_str().unwrap()]).expect(1);
-    let cure = ran.json()["findings"][0]["cure"].as_str().unwrap().to_owned();
+    let cure = ran.findings()[0]["cure"].as_str().unwrap().to_owned();
     net.run("sh", &["-ec", &cure.replace("/etc/node-fixer", node.directory.path().to_str().unwrap())]);
     net.ip("link add lxc1 type bridge");
     net.set_sysctl("net/ipv4/conf/lxc1/rp_filter", "2");

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::kit::{Worker, finish, node_fixer};
+use crate::kit::{Ran, Worker, finish, node_fixer, started_by};
 use crate::rights::unprivileged;
 
 fn healthy() -> Worker {
@@ -22,12 +23,12 @@ fn section<'a>(status: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn a_node_that_was_never_looked_after_has_no_last_run() {
+fn a_node_without_a_run_has_no_last_run() {
     let node = healthy();
     let status = status(&node);
     assert_eq!(
         (&status["format_version"], &status["last_run"], &status["next_run"]),
-        (&json!("1.3"), &Value::Null, &Value::Null)
+        (&json!("1.4"), &Value::Null, &Value::Null)
     );
     let expected = json!({"reconciler": "default_routes", "mode": "enforce", "to_do": 0, "held": 0, "observed": 0,
                           "blocked": 0, "last_change": null});
@@ -36,8 +37,7 @@ fn a_node_that_was_never_looked_after_has_no_last_run() {
     assert_eq!(status["remembered"], true);
     let text = node.fix(&["status"]).expect(0);
     assert_eq!(text.err, "");
-    for line in
-        ["last run  not known: a run that finds nothing", "default_routes  as it should be  no change since boot"]
+    for line in ["last run  none recorded; a run with nothing", "default_routes  ok               no change since boot"]
     {
         assert!(text.out.contains(line), "{line}: {}", text.out);
     }
@@ -46,7 +46,7 @@ fn a_node_that_was_never_looked_after_has_no_last_run() {
 }
 
 #[test]
-fn a_section_is_shown_where_there_is_something_to_tell() {
+fn a_section_is_shown_if_there_is_something_to_report() {
     let node = healthy();
     let shown = |line: &str| {
         let out = node.fix(&["status"]).expect(0).out;
@@ -55,11 +55,11 @@ fn a_section_is_shown_where_there_is_something_to_tell() {
     node.config("rules: [{priority: 100, from: 10.0.7.7, table: main}]");
     shown("rules           1 to do          no change since boot");
     node.fix(&[]).expect(0);
-    shown("rules           as it should be  ");
+    shown("rules           ok               ");
     node.config("");
     shown("rules           1 to do          ");
     node.fix(&[]).expect(0);
-    shown("rules           as it should be  ");
+    shown("rules           ok               ");
     assert!(!node.fix(&["status"]).expect(0).out.contains("routes          "));
 }
 
@@ -94,6 +94,34 @@ fn it_shows_what_was_done_and_what_is_to_be_done() {
         assert!(text.contains(line), "{line}: {text}");
     }
     assert_eq!(node.net.state(), before, "it changes nothing");
+}
+
+/// This machine's systemd is not asked: the kernel shows no /run/systemd/system here.
+fn without_systemd(node: &Worker, args: &[&str]) -> Ran {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-euc", "mount -t tmpfs tmpfs /run; exec \"$@\"", "sh"]);
+    finish(node.net.output(&mut started_by(command, &node.command(args))))
+}
+
+#[test]
+fn without_systemd_it_knows_of_failed_runs() {
+    let node = healthy();
+    node.config("routes: [{to: 10.9.0.0/16, dev: eth9}]");
+    let last_run = || without_systemd(&node, &["status", "--output", "json"]).expect(0).json()["last_run"].clone();
+    assert_eq!(last_run(), Value::Null);
+    without_systemd(&node, &[]).expect(1);
+    assert_eq!((&last_run()["source"], &last_run()["exit"]), (&json!("state"), &json!(1)));
+    let text = without_systemd(&node, &["status"]).expect(0).out;
+    assert!(
+        text.starts_with("last run  ")
+            && text.contains(", exit code 1 (known from state)")
+            && text.contains("systemd is not running"),
+        "{text}"
+    );
+    // The next success is recorded too, so that the failure is not shown for ever.
+    node.config("");
+    without_systemd(&node, &[]).expect(0);
+    assert_eq!(last_run()["exit"], 0);
 }
 
 #[test]
@@ -138,19 +166,21 @@ fn it_is_one_screen_whatever_there_is_to_show_and_harmless_to_a_terminal() {
     let ran = node.fix(&["status"]).expect(0);
     assert!(!ran.out.chars().any(|c| c.is_control() && c != '\n'), "{ran:?}");
     assert!(ran.out.lines().count() <= 24, "{}", ran.out);
-    assert!(ran.out.lines().all(|line| line.chars().count() <= 300), "{}", ran.out);
+    assert!(ran.out.lines().all(|line| line.chars().count() <= 560), "{}", ran.out);
     assert!(ran.out.contains("… and 97 more: node-fixer status --output json"), "{}", ran.out);
     assert_eq!(status(&node)["contention"].as_array().unwrap().len(), 100);
 }
 
 #[test]
-fn colour_is_for_terminals_and_for_those_who_want_it() {
+fn colour_is_for_terminals_and_can_be_turned_off() {
     let node = healthy();
     let arguments: Vec<_> = node.command(&["status"]).get_args().map(|arg| arg.to_str().unwrap().to_owned()).collect();
     let command = format!("{} {}", env!("CARGO_BIN_EXE_node-fixer"), arguments.join(" "));
     let on_terminal = |before: &str| node.net.run("script", &["-qec", &format!("{before} {command}"), "/dev/null"]);
-    assert!(on_terminal("").contains("\u{1b}[32mas it should be\u{1b}[0m"));
-    assert!(!on_terminal("NO_COLOR=1").contains('\u{1b}'));
+    assert!(on_terminal("").contains("\u{1b}[32mok             \u{1b}[0m"));
+    for without in ["NO_COLOR=1", "TERM=dumb"] {
+        assert!(!on_terminal(without).contains('\u{1b}'), "{without}");
+    }
     assert!(!node.fix(&["status"]).expect(0).out.contains('\u{1b}'));
 }
 
@@ -165,11 +195,14 @@ fn a_state_that_may_not_be_read_is_not_taken_for_none() {
         return; // there is no other user
     }
     let ran = unprivileged(&node, "", &["status"]).expect(0);
-    assert!(ran.out.starts_with("last run  not known: what was remembered could not be read\n"), "{ran:?}");
-    assert!(ran.out.contains("default_routes  as it should be  last change not known\n"), "{ran:?}");
-    assert!(ran.err.contains("Permission denied") && !ran.err.contains("fresh start"), "{ran:?}");
-    let told = unprivileged(&node, "", &["status", "--output", "json"]).expect(0).json();
-    assert_eq!((&told["remembered"], &section(&told, "default_routes")["last_change"]), (&json!(false), &Value::Null));
+    assert!(ran.out.starts_with("last run  not known: the saved state could not be read\n"), "{ran:?}");
+    assert!(ran.out.contains("default_routes  ok               last change not known\n"), "{ran:?}");
+    assert!(ran.err.contains("Permission denied") && !ran.err.contains("starting afresh"), "{ran:?}");
+    let reported = unprivileged(&node, "", &["status", "--output", "json"]).expect(0).json();
+    assert_eq!(
+        (&reported["remembered"], &section(&reported, "default_routes")["last_change"]),
+        (&json!(false), &Value::Null)
+    );
     // Nor what makes no sense; but at a boot all is as new.
     let state = state.join("state.json");
     let good = fs::read_to_string(&state).unwrap();
@@ -186,12 +219,12 @@ fn what_it_cannot_see_is_said() {
     node.config("kube_proxy: {crictl: /nonexistent}");
     node.uplink_with_table(2);
     let ran = node.fix(&["status"]).expect(1);
-    let failed = "could not look: kube_proxy: a restart of kube-proxy: uplinks changed: +eth2";
-    assert!(ran.out.contains(failed) && ran.out.contains("kube_proxy      could not look   "), "{ran:?}");
+    let failed = "could not be checked: kube_proxy: restart kube-proxy: uplinks changed: +eth2";
+    assert!(ran.out.contains(failed) && ran.out.contains("kube_proxy      unknown"), "{ran:?}");
     assert!(!ran.out.contains("blocked"), "{ran:?}");
-    let told = node.fix(&["status", "--output", "json"]).expect(1).json();
+    let reported = node.fix(&["status", "--output", "json"]).expect(1).json();
     assert_eq!(
-        (&section(&told, "kube_proxy")["blocked"], &told["blocked"][0]["reconciler"]),
+        (&section(&reported, "kube_proxy")["blocked"], &reported["blocked"][0]["reconciler"]),
         (&json!(1), &json!("kube_proxy"))
     );
     // One that hangs is not waited for.
@@ -201,7 +234,7 @@ fn what_it_cannot_see_is_said() {
     node.config(&format!("kube_proxy: {{crictl: {}}}", crictl.display()));
     let begun = std::time::Instant::now();
     let ran = node.fix(&["status"]).expect(1);
-    assert!(ran.out.contains("could not look: kube_proxy: "), "{ran:?}");
+    assert!(ran.out.contains("could not be checked: kube_proxy: "), "{ran:?}");
     assert!(begun.elapsed() < std::time::Duration::from_secs(5), "took {:?}", begun.elapsed());
     node.config("rules: 7");
     node.fix(&["status"]).expect(78);

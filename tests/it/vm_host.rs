@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::kit::{Netns, Ran, Worker, finish, node_fixer};
+use crate::kit::{Netns, Ran, Worker, finish, needs, node_fixer, started_by};
 use crate::sysctl_d::{DIRECTORIES, rooted};
 
 /// A host with an uplink to a server (192.0.2.1), a machine on its bridge and one that is routed.
@@ -50,10 +50,9 @@ impl Host {
 
     /// node-fixer with /etc, /run and /usr/lib/sysctl.d of the test's own.
     fn fix(&self, config: &Path, args: &[&str]) -> Ran {
-        let command = self.command(config);
-        let mut rooted = rooted(self.root.path());
-        rooted.arg(command.get_program()).args(command.get_args()).args(args).env_remove("JOURNAL_STREAM");
-        finish(self.net.output(&mut rooted))
+        let mut command = self.command(config);
+        command.args(args);
+        finish(self.net.output(&mut started_by(rooted(self.root.path()), &command)))
     }
 
     fn state(&self) -> String {
@@ -88,7 +87,7 @@ fn empty(directory: &Path) -> std::path::PathBuf {
 fn seen_by_server(host: &Host, machine: &Netns) -> Option<IpAddr> {
     let server: SocketAddr = "192.0.2.1:8080".parse().unwrap();
     let listener = host.server.enter(|| TcpListener::bind(server)).unwrap();
-    // Longer than the kernel looks for the gateway's hardware address (3 s): what comes after must not be told that the
+    // Longer than the kernel looks for the gateway's hardware address (3 s): what comes after must not be reported that the
     // earlier search has failed.
     machine.enter(|| TcpStream::connect_timeout(&server, Duration::from_secs(10))).ok()?;
     Some(listener.accept().unwrap().1.ip())
@@ -167,7 +166,9 @@ fn the_script_does_what_the_run_does_from(configs: &[&str]) {
 }
 
 #[test]
+#[ignore = "needs python3; tests/run runs it"]
 fn loopback_aliases_are_there_for_workers_without_rights() {
+    needs(&["python3"]);
     let node = Worker::new();
     let config = shipped("loopback-aliases.yaml");
     let mut command = node_fixer();
@@ -184,6 +185,7 @@ fn loopback_aliases_are_there_for_workers_without_rights() {
 /// Ended by SIGKILL before each system call that changes something, in its making and in its taking down: the next
 /// run converges, and nothing of ours is left over when all is undeclared.
 #[test]
+#[ignore = "needs strace; tests/run runs it"]
 fn an_end_at_any_moment_leaves_nothing_half() {
     let host = Host::new();
     let _machine = host.machine(1, "10.100.0.2/16");
@@ -210,9 +212,7 @@ fn an_end_at_any_moment_leaves_nothing_half() {
                 let inject = format!("inject={syscall}:signal=SIGKILL:when={number}");
                 let trace = format!("trace={syscall}");
                 traced.args(["strace", "-qq", "-o", "/dev/null", "-e", &trace, "-e", &inject]);
-                let command = host.command(target);
-                traced.arg(command.get_program()).args(command.get_args());
-                let whole = host.net.output(&mut traced).status.success();
+                let whole = host.net.output(&mut started_by(traced, &host.command(target))).status.success();
                 let ran = host.fix(target, &[]).expect(0);
                 assert_eq!(&renumbered(&stable()), end, "{syscall} {number}: {ran:?}");
                 assert_eq!(host.fix(target, &[]).expect(0).out, "", "{syscall} {number}");

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -10,6 +11,8 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 CHECKOUT = HERE.parent.parent
 PACKAGES = CHECKOUT / "target/packages"
+# What the architecture of this machine is called in their names.
+ARCHITECTURES = {"x86_64": ("x86_64", "amd64"), "aarch64": ("aarch64", "arm64")}[os.uname().machine]
 UNIT = "node-fixer.service"
 TIMER = "node-fixer.timer"
 
@@ -28,7 +31,7 @@ def output(*command, **options):
 
 
 class Node:
-    """Whoever inherits says how a command gets there: execute(script) gives exit code, stdout and stderr."""
+    """A subclass runs commands there: execute(script) gives exit code, stdout and stderr."""
 
     def wait(self, condition, what, seconds=10, pause=0.05):
         end = time.monotonic() + seconds
@@ -108,21 +111,28 @@ class Node:
     def damage(self):
         self.run("ip route del default table 2; echo 1 > /proc/sys/net/ipv4/conf/eth1/rp_filter")
 
-    def is_mended(self):
+    def is_repaired(self):
         return (self.run("ip route show default table 2").startswith("default via 10.0.1.1 dev eth1 proto 170")
                 and self.run("cat /proc/sys/net/ipv4/conf/eth1/rp_filter").strip() == "2")
 
 
 DAMAGE_LINES = [
     'changed reconciler="default_routes" command=ip route add default via 10.0.1.1 dev eth1 table 2 proto 170 scope '
-    'global metric 4294967295 reason="table 2 has no default route for 10.0.1.10; its one host route names the gateway 10.0.1.1 on eth1"',
+    'global metric 4294967295 reason="table 2 has no default route for 10.0.1.10; its only host route is to the gateway 10.0.1.1 on eth1"',
     'changed reconciler="rp_filter" command=sysctl -w net.ipv4.conf.eth1.rp_filter=2 '
-    'reason="rp_filter of eth1 is 1, wanted is 2 (loose)"',
+    'reason="rp_filter of eth1 is 1, want 2 (loose)"',
 ]
 
 
-def mended_lines():
+def repaired_lines():
     return [(5, line, "node-fixer") for line in DAMAGE_LINES]
+
+
+def built(end):
+    """The file for this machine that packaging/build made, whose name ends so."""
+    found = [path for path in PACKAGES.glob(f"*{end}") if any(name in path.name for name in ARCHITECTURES)]
+    check(len(found) == 1, f"one *{end} is needed, packaging/build makes it:", *found)
+    return found[0]
 
 
 def differences(before, after):
@@ -135,10 +145,10 @@ def write(path, text):
     path.write_text(text)
 
 
-def user_data(url, checksum):
-    """The example in config/, for the package at this address."""
+def user_data(url, package, checksum):
+    """The example in config/, for this package at this address."""
     example = (CHECKOUT / "config/cloud-init.yaml").read_text()
     text = re.sub(r"url=\S+", f"url='{url}'", example)
-    text = re.sub(r"sha256=\S+", f"sha256={checksum}", text)
-    check(text.count(url) == 1 and text.count(checksum) == 1, "the example has no url= or sha256=")
+    text = re.sub(f"0{{64}}  {re.escape(package)}", f"{checksum}  {package}", text)
+    check(text.count(url) == 1 and text.count(checksum) == 1, "the example has no url=, or no checksum of", package)
     return text
