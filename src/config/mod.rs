@@ -27,6 +27,7 @@ mod show;
 mod sysctls;
 mod tables;
 mod types;
+mod uplinks;
 mod watch;
 mod yaml;
 
@@ -55,6 +56,7 @@ pub use rp_filter::{RpFilter, RpValue};
 pub use rules::RuleEntry;
 pub use sysctls::Sysctl;
 pub use types::Pattern;
+pub use uplinks::Uplinks;
 pub use watch::Watch;
 
 use addresses::MAX_ADDRESSES;
@@ -86,6 +88,9 @@ pub struct Config {
     /// Restart of kube-proxy when the uplinks have changed.
     #[serde(default)]
     pub kube_proxy: KubeProxy,
+    /// Settings of the uplinks.
+    #[serde(default)]
+    pub uplinks: Uplinks,
     /// The VPC CNI's own rules are restored when another program has removed them.
     #[serde(default)]
     pub pod_rules: PodRules,

@@ -214,13 +214,13 @@ pub const ALL: &[Check] = &[
     Check {
         cause: "networkd_manages_uplink",
         title: "systemd-networkd manages a secondary uplink of the CNI",
-        breaks: &["default_routes", "routes", "addresses", "kube_proxy"],
+        breaks: &["default_routes", "routes", "addresses", "kube_proxy", "uplinks"],
         probe: Probe::State(managers::networkd::networkd_manages_uplink),
     },
     Check {
         cause: "networkmanager_manages_uplink",
         title: "NetworkManager manages a secondary uplink of the CNI",
-        breaks: &["default_routes", "routes", "addresses", "kube_proxy"],
+        breaks: &["default_routes", "routes", "addresses", "kube_proxy", "uplinks"],
         probe: Probe::State(managers::networkd::networkmanager_manages_uplink),
     },
     Check {

@@ -41,6 +41,9 @@ pub struct Memory {
     /// Of the section `namespaces`.
     #[serde(default)]
     pub namespaces: Idle,
+    /// Of the section `uplinks`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mtus: Vec<SetMtu>,
     /// Of the section `routes`: its IPv6 routes with several next hops. Other programs can add next hops to them, and
     /// only this shows which are node-fixer's.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
@@ -107,6 +110,8 @@ pub enum Kind {
 pub enum Note {
     /// Whether objects of a kind may exist.
     Made(Kind, bool),
+    /// All MTUs that were set.
+    Mtus(Vec<SetMtu>),
     /// All IPv6 routes with several next hops that are declared and exist, or will exist.
     Several(BTreeSet<SeveralHops>),
     /// All ports that were added to bridges, or are about to be added.
@@ -154,6 +159,7 @@ impl Memory {
     pub fn take(&mut self, note: Note, now: Duration) {
         match note {
             Note::Made(kind, some) => drop(self.made.insert(kind, some)),
+            Note::Mtus(mtus) => self.mtus = mtus,
             Note::Several(routes) => self.several = routes,
             Note::Ports(ports) => self.ports = ports,
             Note::KubeProxy(knowledge) => self.kube_proxy = knowledge,
@@ -242,6 +248,28 @@ pub struct Port {
     pub index: u32,
     /// Name of the bridge.
     pub bridge: String,
+}
+
+/// An MTU that node-fixer has set, or was about to set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetMtu {
+    /// Index of the interface. An index is never reused while the node is up.
+    pub index: u32,
+    /// The MTU before.
+    pub before: u32,
+    /// The MTU it was set to.
+    pub value: u32,
+    /// An earlier MTU that it was set to. It is still live if `value` was never written or was refused.
+    #[serde(default)]
+    pub earlier: Option<u32>,
+}
+
+impl SetMtu {
+    /// Whether a live value was set by node-fixer.
+    pub fn is_ours(&self, live: u32) -> bool {
+        live == self.value || Some(live) == self.earlier
+    }
 }
 
 /// Accepts only keys that a configuration may declare. Others were never noted, and must not be written because a file

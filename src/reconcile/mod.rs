@@ -28,6 +28,7 @@ pub mod rules;
 pub(crate) mod sysctls;
 #[cfg(test)]
 pub(crate) mod testing;
+mod uplinks;
 
 use crate::change::Plan;
 use crate::config::{Config, Mode};
@@ -78,6 +79,10 @@ impl Reconciler {
 /// `default_routes`, which would otherwise have to guess for a declared table,
 /// and repairs the tables that rules name.
 pub const ALL: &[Reconciler] = &[
+    Reconciler {
+        is_declared: uplinks::is_declared,
+        ..repairing("uplinks", |desired| desired.uplinks.mode, uplinks::plan)
+    },
     leaving(Kind::Bridges, declared("bridges", |desired| !desired.bridges.is_empty(), bridges::plan)),
     leaving(Kind::Sysctls, declared("sysctls", sysctls::are_declared, sysctls::plan)),
     leaving(

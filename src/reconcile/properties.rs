@@ -69,8 +69,9 @@ fn node() -> impl Strategy<Value = String> {
         .prop_map(move |(links, others, lines)| [links, others, pods.to_vec(), lines].concat().join("\n"))
 }
 
-const DECLARATIONS: [&str; 6] = [
+const DECLARATIONS: [&str; 7] = [
     "{}",
+    "uplinks: {mtu: 9001}",
     "rules: [{priority: 100, from: 10.0.0.1, table: 3}, {priority: 5, fwmark: 7, table: main}, \
      {priority: 6, not: true, dport: 53, goto: 100}, {priority: 7, l3mdev: true, family: ipv6}]",
     "routes: [{to: default, via: 10.0.0.1, dev: eth1, table: 3}, {to: fd00::/64, dev: eth0, table: 2}]",

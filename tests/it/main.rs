@@ -51,6 +51,7 @@ mod status;
 mod sysctl_d;
 mod sysctls;
 mod sysctls_restored;
+mod uplinks;
 mod vm_host;
 mod watch;
 mod words;

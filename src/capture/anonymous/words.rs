@@ -259,7 +259,7 @@ mod tests {
     use crate::history::cni_rules::CniState;
     use crate::history::contention::{LastChange, Repair, RepairHistory};
     use crate::history::memory::{
-        AddedAddress, EndedRun, Kind, Knowledge, Ledger, Pending, Port, Restart, SetSysctl, SeveralHops, Uplink,
+        AddedAddress, EndedRun, Kind, Knowledge, Ledger, Pending, Port, Restart, SetMtu, SetSysctl, SeveralHops, Uplink,
     };
     use crate::model::netns::{Idle, IdleLink, IdleNetns, NetnsId};
     use crate::model::pod::PodId;
@@ -337,6 +337,7 @@ mod tests {
                 namespaces: vec![IdleNetns { name: "acme".into(), id, since: time }],
                 links: vec![IdleLink { name: "acme0".into(), index: 3, since: time }],
             },
+            mtus: vec![SetMtu { index: 1, before: 1500, value: 1400, earlier: Some(1) }],
             several: [SeveralHops { place: "x".into(), route: "y".into() }].into(),
             ports: [Port { index: 1, bridge: "br0".into() }].into(),
             cni: CniState { digest: Some(1), missing: vec![("x".into(), 1)], flushed: true },
@@ -352,7 +353,7 @@ mod tests {
         let mut replaced = |text: String| substitutes.value(serde_json::from_str(&text).unwrap()).to_string();
         let text = replaced(serde_json::to_string(&memory()).unwrap());
         let read: Memory = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
-        assert_eq!((read.made, read.ended), (memory().made, memory().ended));
+        assert_eq!((read.made, read.mtus, read.ended), (memory().made, memory().mtus, memory().ended));
         assert!(!text.contains("acme") && !text.contains("10.77.1.7") && !text.contains("021234567899"), "{text}");
         let ledger = Ledger {
             addresses: vec![AddedAddress {
