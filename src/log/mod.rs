@@ -110,8 +110,8 @@ impl<F: Fn(&Event<'_>) + 'static> Subscriber for Log<F> {
     fn exit(&self, _: &Id) {}
 }
 
-/// Whether output to this stream is coloured: it is a terminal that shows colours (TERM is not `dumb`), and the user has
-/// not turned them off (NO_COLOR, CLICOLOR).
+/// Whether output to this stream is coloured: it is a terminal that shows colours (TERM is not `dumb`, or CI is set), and
+/// the user has not turned them off (NO_COLOR, CLICOLOR).
 pub fn colour(stream: &impl RawStream) -> bool {
     AutoStream::choice(stream) != ColorChoice::Never
 }

@@ -178,6 +178,7 @@ fn colour_is_for_terminals_and_can_be_turned_off() {
     let command = format!("{} {}", env!("CARGO_BIN_EXE_node-fixer"), arguments.join(" "));
     let on_terminal = |before: &str| node.net.run("script", &["-qec", &format!("{before} {command}"), "/dev/null"]);
     assert!(on_terminal("").contains("\u{1b}[32mok             \u{1b}[0m"));
+    assert!(on_terminal("TERM=dumb CI=true").contains('\u{1b}'), "what shows the log of such a service shows colours");
     for without in ["NO_COLOR=1", "TERM=dumb"] {
         assert!(!on_terminal(without).contains('\u{1b}'), "{without}");
     }
