@@ -302,8 +302,13 @@ impl Watcher {
     fn ended(&mut self, pid: nix::unistd::Pid, ended: Ended) {
         if let Some(mut child) = self.repairs.take_if(|child| child.is(pid)) {
             let report = child.report();
+            // One that was killed has done nothing or a part. The next one follows at once, unless that is killed as well.
+            let is_first_killed = matches!(ended, Ended::Signal(_)) && !self.fails;
             self.report(child.fault(ended));
             self.repaired(ended, report);
+            if is_first_killed {
+                self.earliest = self.earliest.min(Instant::now());
+            }
         } else if let Some(mut child) = self.restarts.take_if(|child| child.is(pid)) {
             self.restart_at = child.report().restart.map(|rest| Instant::now() + rest);
             // Changes in the meantime are left to the other runs.

@@ -424,6 +424,27 @@ fn a_run_that_was_killed_is_followed_by_another() {
 }
 
 #[test]
+fn a_run_that_was_killed_is_followed_by_another_within_the_pace() {
+    let node = node("");
+    node.config("kube_proxy: {mode: off}\nwatch: {pace: 60s}");
+    let program = copy(&node);
+    let mut watch = Watch::of(&node, by(&program, &node));
+    let aside = program.with_extension("aside");
+    fs::rename(&program, &aside).unwrap();
+    let aside = aside.display();
+    fs::write(&program, format!("#!/bin/sh\nmv {aside} {}\nkill -KILL $$\n", program.display())).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    node.net.ip("route del default table 2");
+    // Within the pace, only SIGHUP starts a run.
+    let begin = Instant::now();
+    kill(watch.pid(), Signal::SIGHUP).unwrap();
+    until("repaired", || node.net.ip("route show table 2").contains("default via 10.0.1.1"));
+    assert!(begin.elapsed() < Duration::from_secs(60), "it waited for the pace");
+    watch.is_quiet();
+    assert_eq!((watch.count("it was killed by SIGKILL"), watch.count("runs work again")), (1, 1), "{:#?}", watch.said);
+}
+
+#[test]
 fn it_is_ready_before_its_first_run_has_ended() {
     let node = node("");
     let socket = node.directory.path().join("notify");
