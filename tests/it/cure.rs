@@ -5,10 +5,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::kit::{Netns, Ran, Worker};
+use crate::kit::{self, Netns, Ran, Worker};
 
 /// What a cure may call besides `ip`, `sysctl` and what a shell has.
 const STUBS: [&str; 4] = ["systemctl", "networkctl", "nmcli", "udevadm"];
@@ -21,8 +20,7 @@ pub fn carry_out(net: &Netns, root: &Path, cure: &str) {
     }
     for name in STUBS {
         let stub = bin.join(name);
-        fs::write(&stub, format!("#!/bin/sh\necho {name} \"$@\" >> {}\n", bin.join("called").display())).unwrap();
-        fs::set_permissions(&stub, PermissionsExt::from_mode(0o755)).unwrap();
+        kit::script(&stub, &format!("#!/bin/sh\necho {name} \"$@\" >> {}\n", bin.join("called").display()));
     }
     let inside = r#"mount --bind "$1/etc" /etc; mount --bind "$1/run" /run; PATH="$1/stubs:$PATH"; export PATH; exec sh -eu -c "$2""#;
     net.run("unshare", &["--mount", "sh", "-ec", inside, "sh", root.to_str().unwrap(), cure]);

@@ -246,6 +246,16 @@ pub fn exchanging<T>(a: &Path, b: &Path, meanwhile: impl FnOnce() -> T) -> T {
     })
 }
 
+/// Writes a script that can be started at once. It is another process that writes it: what this one has open for writing,
+/// another thread's child may have as well for a moment, and then the kernel starts it for nobody (ETXTBSY).
+pub fn script(path: &Path, text: &str) {
+    let mut install = Command::new("install");
+    install.args(["-m", "755", "/dev/stdin"]).arg(path).stdin(Stdio::piped());
+    let mut install = install.spawn().unwrap();
+    install.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(install.wait().unwrap().success(), "{}", path.display());
+}
+
 /// Waits until something is so.
 pub fn until(what: &str, mut so: impl FnMut() -> bool) {
     let begin = Instant::now();

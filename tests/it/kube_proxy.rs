@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::thread::JoinHandle;
@@ -12,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::kit::{Ran, Worker, until};
+use crate::kit::{self, Ran, Worker, until};
 
 /// A healthy node on which kube-proxy runs and its uplinks are remembered.
 pub struct Kube {
@@ -41,8 +40,7 @@ impl Kube {
         let crictl = fake.join("crictl");
         let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/crictl");
         let script = include_str!("fake-crictl.sh");
-        fs::write(&crictl, format!("#!/bin/sh\nFAKE={} FIXTURES={fixtures}\n{script}", fake.display())).unwrap();
-        fs::set_permissions(&crictl, fs::Permissions::from_mode(0o755)).unwrap();
+        kit::script(&crictl, &format!("#!/bin/sh\nFAKE={} FIXTURES={fixtures}\n{script}", fake.display()));
         let kube = Kube { node, fake };
         kube.configure(keys);
         kube

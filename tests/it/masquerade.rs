@@ -1,13 +1,12 @@
 //! Declared masquerade: the one nftables table of ours. (What others have beside it: forward.rs.)
 
 use std::net::{IpAddr, TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::kit::{Ends, Netns, Ran, Worker, until};
+use crate::kit::{self, Ends, Netns, Ran, Worker, until};
 
 pub const BRIDGE: &str = "kube_proxy: {mode: off}
 bridges: [{name: br-vms, addresses: [10.100.0.1/16, 'fd64::1/64']}]";
@@ -216,7 +215,7 @@ fn without_nft_the_package_is_named_and_nothing_to_do_needs_no_nft() {
     let without = |args: &[&str]| {
         let mut command = node.command(args);
         command.env("PATH", "/no/such/directory");
-        crate::kit::finish(node.net.output(&mut command))
+        kit::finish(node.net.output(&mut command))
     };
     node.config(&format!("{BRIDGE}\n{BOTH}"));
     let ran = without(&["--output", "json"]).expect(1);
@@ -244,8 +243,7 @@ fn the_nft_of_a_run_that_was_killed_leaves_nothing_behind() {
         "#!/bin/sh\necho $$ >{0}/pid\nwhile [ ! -e {0}/go ]; do sleep 0.02; done\nexec $(PATH=/usr/sbin:/sbin:/usr/bin command -v nft) \"$@\"\n",
         directory.display()
     );
-    std::fs::write(directory.join("nft"), slow).unwrap();
-    std::fs::set_permissions(directory.join("nft"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    kit::script(&directory.join("nft"), &slow);
     node.config(&format!("{BRIDGE}\n{BOTH}"));
     let mut command = node.command(&[]);
     command.env("PATH", format!("{}:{}", directory.display(), std::env::var("PATH").unwrap()));

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
 
-use crate::kit::{Ran, Worker, finish, not_started, started_by, until};
+use crate::kit::{self, Ran, Worker, finish, not_started, started_by, until};
 
 /// A host of VMs.
 struct Host {
@@ -137,8 +137,7 @@ impl Host {
             "#!/bin/sh\nshift 4\necho \"$*\" >>{0}/log\n[ ! -e {0}/broken ] || {{ echo broken >&2; exit 1; }}\ncat {0}/$1\n",
             directory.display()
         );
-        fs::write(&crictl, script).unwrap();
-        fs::set_permissions(&crictl, fs::Permissions::from_mode(0o755)).unwrap();
+        kit::script(&crictl, &script);
         crictl
     }
 

@@ -1,12 +1,11 @@
 //! Kubernetes' node-problem-detector: what its plugin says and how it ends, and the monitor that is shipped for it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-use crate::kit::{Ran, Worker, finish};
+use crate::kit::{self, Ran, Worker, finish};
 
 const FINE: &str = "the network is as declared\n";
 
@@ -81,8 +80,7 @@ fn what_cannot_be_known_is_unknown_and_no_problem() {
 fn a_crictl_that_hangs_is_not_waited_for() {
     let node = healthy();
     let crictl = node.directory.path().join("crictl");
-    fs::write(&crictl, "#!/bin/sh\ntrap '' TERM\nsleep 1000").unwrap();
-    fs::set_permissions(&crictl, fs::Permissions::from_mode(0o755)).unwrap();
+    kit::script(&crictl, "#!/bin/sh\ntrap '' TERM\nsleep 1000");
     node.config(&format!("kube_proxy: {{crictl: {}}}", crictl.display()));
     node.fix(&[]).expect(0);
     node.net.ip("addr add 10.0.1.77/24 dev eth1");

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::kit::{Ran, Worker, finish, node_fixer, started_by};
+use crate::kit::{self, Ran, Worker, finish, node_fixer, started_by};
 use crate::rights::unprivileged;
 
 fn healthy() -> Worker {
@@ -230,8 +230,7 @@ fn what_it_cannot_see_is_said() {
     );
     // One that hangs is not waited for.
     let crictl = node.directory.path().join("crictl");
-    fs::write(&crictl, "#!/bin/sh\ntrap '' TERM\nsleep 1000").unwrap();
-    fs::set_permissions(&crictl, fs::Permissions::from_mode(0o755)).unwrap();
+    kit::script(&crictl, "#!/bin/sh\ntrap '' TERM\nsleep 1000");
     node.config(&format!("kube_proxy: {{crictl: {}}}", crictl.display()));
     let begun = std::time::Instant::now();
     let ran = node.fix(&["status"]).expect(1);

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,7 +13,7 @@ use nix::unistd::Pid;
 use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 
-use crate::kit::{Worker, until};
+use crate::kit::{self, Worker, until};
 use crate::kube_proxy::Kube;
 
 /// A watcher that ends with the test, and what it and its runs log.
@@ -367,7 +366,8 @@ fn a_second_watcher_leaves_the_first_in_status() {
 /// A copy of the binary, at a path of the test's own.
 fn copy(node: &Worker) -> PathBuf {
     let copy = node.directory.path().join("node-fixer");
-    fs::copy(env!("CARGO_BIN_EXE_node-fixer"), &copy).unwrap();
+    let status = Command::new("cp").arg(env!("CARGO_BIN_EXE_node-fixer")).arg(&copy).status().unwrap();
+    assert!(status.success());
     copy
 }
 
@@ -390,8 +390,7 @@ fn that_no_run_can_be_started_is_said_once_and_an_upgrade_counts() {
     assert_eq!(watch.count("cannot make a run"), 1);
     // What an upgrade puts there is what runs.
     let mark = node.directory.path().join("new");
-    fs::write(&program, format!("#!/bin/sh\n: > {}\nexec {} \"$@\"\n", mark.display(), aside.display())).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    kit::script(&program, &format!("#!/bin/sh\n: > {}\nexec {} \"$@\"\n", mark.display(), aside.display()));
     until("repaired", || node.net.ip("route show table 2").contains("default via 10.0.1.1"));
     assert!(mark.exists());
     until("it says so as well", || watch.count("runs work again") == 1);
@@ -409,8 +408,7 @@ fn a_run_that_was_killed_is_followed_by_another() {
         tries = tries.display(),
         aside = aside.display()
     );
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    kit::script(&program, &script);
     node.net.ip("route del default table 2");
     until("repaired", || node.net.ip("route show table 2").contains("default via 10.0.1.1"));
     watch.is_quiet();
@@ -432,8 +430,7 @@ fn a_run_that_was_killed_is_followed_by_another_within_the_pace() {
     let aside = program.with_extension("aside");
     fs::rename(&program, &aside).unwrap();
     let aside = aside.display();
-    fs::write(&program, format!("#!/bin/sh\nmv {aside} {}\nkill -KILL $$\n", program.display())).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    kit::script(&program, &format!("#!/bin/sh\nmv {aside} {}\nkill -KILL $$\n", program.display()));
     node.net.ip("route del default table 2");
     // Within the pace, only SIGHUP starts a run.
     let begin = Instant::now();
@@ -494,8 +491,7 @@ fn a_suspended_machine_is_no_reason_to_wait() {
     let aside = program.with_extension("aside");
     fs::rename(&program, &aside).unwrap();
     let script = format!("#!/bin/sh\nexec unshare --time --boottime 3600 {} \"$@\"\n", aside.display());
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    kit::script(&program, &script);
     node.net.ip("route add 10.9.0.0/24 dev eth1");
     kill(watch.pid(), Signal::SIGCONT).unwrap();
     until("repaired", || node.net.ip("route show table 2").contains("default via 10.0.1.1"));

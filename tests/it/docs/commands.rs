@@ -1,12 +1,12 @@
 //! Each command of the pages runs: here, on a node in namespaces, or in the test that is named.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
 use super::{Page, pages, shows};
-use crate::kit::{Netns, Worker, finish};
+use crate::kit::{self, Netns, Worker, finish};
 
 /// Commands that cannot run here, by how they begin; where they, or their like, run instead; and why.
 const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
@@ -124,8 +124,7 @@ impl Shell {
             "#!/bin/sh\ncase \" $* \" in\n*' --config '*) exec {program} \"$@\" ;;\n*) exec {program} {preset} \"$@\" ;;\nesac\n"
         );
         fs::create_dir_all(at.join("target/debug")).unwrap();
-        fs::write(at.join("target/debug/node-fixer"), wrapper).unwrap();
-        fs::set_permissions(at.join("target/debug/node-fixer"), fs::Permissions::from_mode(0o755)).unwrap();
+        kit::script(&at.join("target/debug/node-fixer"), &wrapper);
         Shell { directory }
     }
 
