@@ -15,6 +15,7 @@ PACKAGES = CHECKOUT / "target/packages"
 ARCHITECTURES = {"x86_64": ("x86_64", "amd64"), "aarch64": ("aarch64", "arm64")}[os.uname().machine]
 UNIT = "node-fixer.service"
 TIMER = "node-fixer.timer"
+WATCH = "node-fixer-watch.service"
 
 
 class Failed(Exception):
