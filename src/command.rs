@@ -14,7 +14,7 @@ use tracing::{error, info};
 use crate::cli::{Cli, Command, Common, Doctor, Output};
 use crate::conclude;
 use crate::config::{ConfigError, SCHEMA};
-use crate::doctor::Watch;
+use crate::doctor::Drops;
 use crate::engine;
 use crate::history::contention;
 use crate::history::memory::{Patience, digest};
@@ -249,7 +249,7 @@ fn doctor(cli: &Cli, asked: &Doctor) -> anyhow::Result<u8> {
             format!("cannot open the root directory {} (--root)", one_line(&root.to_string_lossy()))
         })?,
     };
-    let examination = doctor::examine(&desired, &mut host, &root, Watch::Packets);
+    let examination = doctor::examine(&desired, &mut host, &root, Drops::Counted);
     let written = asked.write.as_ref().map(|directory| doctor::review::write(&examination, directory)).transpose();
     // Findings are reported even if the files could not be written.
     let (review, failed) = match written {

@@ -94,7 +94,7 @@ fn record(host: &mut Host, outcome: &Outcome, order: Option<&Order>) {
     let is_news = if exit == 0 { had_failed } else { order.is_none() || !had_failed };
     if is_news {
         // A state directory that cannot be written was reported already.
-        let _ = host.store.remember(Note::Ended(EndedRun { time: wall_clock().as_secs(), exit }));
+        let _ = host.store.remember(Note::UnitEnd(EndedRun { time: wall_clock().as_secs(), exit }));
     }
 }
 
@@ -134,7 +134,7 @@ impl Suspects {
             return Suspects::default();
         }
         let root = host.root();
-        Suspects(doctor::examine(desired, host, &root, doctor::Watch::Nothing))
+        Suspects(doctor::examine(desired, host, &root, doctor::Drops::NotCounted))
     }
 
     /// The same as one line for the log, which also says if some may be missing.

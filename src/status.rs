@@ -21,7 +21,7 @@ use crate::history::memory::EndedRun;
 use crate::host::Host;
 use crate::log::paint;
 use crate::model::one_line;
-use crate::node::systemctl::{self, Ended, Units};
+use crate::node::systemctl::{self, UnitEnd, Units};
 use crate::outcome::{BlockedRecord, ChangeStatus, Outcome};
 use crate::reconcile::{ALL, Reconciler};
 use crate::tape::{duration, nanos};
@@ -41,7 +41,7 @@ pub struct Status {
     last_run: Option<LastRun>,
     next_run: Option<Time>,
     /// The watcher, if it is running.
-    watcher: Option<Watcher>,
+    watcher: Option<ShownWatcher>,
     sections: Vec<Section>,
     blocked: Vec<Wish>,
     notices: Vec<Noticed>,
@@ -61,7 +61,7 @@ pub struct Status {
 
 /// The watcher: since when it is running, and what it has done.
 #[derive(Debug, Serialize)]
-struct Watcher {
+struct ShownWatcher {
     since: Time,
     events: u64,
     runs: u64,
@@ -69,11 +69,11 @@ struct Watcher {
     last_run: Option<Time>,
 }
 
-impl Watcher {
-    fn of(shown: &Shown) -> Watcher {
+impl ShownWatcher {
+    fn of(shown: &Shown) -> ShownWatcher {
         let time = |seconds: u64| Time(Duration::from_secs(seconds));
         let once = |seconds: u64| (seconds > 0).then(|| time(seconds));
-        Watcher {
+        ShownWatcher {
             since: time(shown.since),
             events: shown.events,
             runs: shown.runs,
@@ -189,8 +189,11 @@ pub fn look(desired: &Config, host: &mut Host, (directory, durable): (&Path, &Pa
         Ok(None) => (Units::default(), "systemd is not running here".into()),
         Err(why) => (Units::default(), why),
     };
-    let watcher =
-        tape.answer("watcher", "", || Ok(watch::state::shown(directory))).unwrap_or_default().as_ref().map(Watcher::of);
+    let watcher = tape
+        .answer("watcher", "", || Ok(watch::state::shown(directory)))
+        .unwrap_or_default()
+        .as_ref()
+        .map(ShownWatcher::of);
     let could_look = outcome.could_look();
     let wish = |BlockedRecord { reconciler, blocked: Blocked { want, because, unseen }, .. }| Wish {
         reconciler,
@@ -221,7 +224,7 @@ pub fn look(desired: &Config, host: &mut Host, (directory, durable): (&Path, &Pa
 fn last_run(
     units: &Units,
     counted: Option<Duration>,
-    watcher: Option<&Watcher>,
+    watcher: Option<&ShownWatcher>,
     recorded: Option<EndedRun>,
     sections: &[Section],
 ) -> Option<LastRun> {
@@ -233,8 +236,8 @@ fn last_run(
     let recorded =
         recorded.map(|EndedRun { time, exit }| of("state", Some(exit.into()), None)(Time(Duration::from_secs(time))));
     let ended = units.ended.map(|(time, ended)| match ended {
-        Ended::Exit(code) => of("systemd", Some(code), None)(whole(time)),
-        Ended::Signal(signal) => of("systemd", None, Some(signal))(whole(time)),
+        UnitEnd::Exit(code) => of("systemd", Some(code), None)(whole(time)),
+        UnitEnd::Signal(signal) => of("systemd", None, Some(signal))(whole(time)),
     });
     let started = watcher.and_then(|watcher| watcher.last_run).map(of("watcher", None, None));
     [changed.map(of("state", None, None)), counted, started, recorded, ended]
@@ -307,7 +310,7 @@ impl Status {
         // Writing to a string cannot fail.
         let _ = writeln!(text, "last run  {}", last.unwrap_or_else(|| never.into()));
         let _ = writeln!(text, "next run  {}", next.unwrap_or_else(|| format!("not known: {}", short(&self.no_timer))));
-        if let Some(Watcher { since, events, runs, last_event, .. }) = &self.watcher {
+        if let Some(ShownWatcher { since, events, runs, last_event, .. }) = &self.watcher {
             let last = last_event.map_or(String::new(), |time| format!(", the last {}", self.ago(time)));
             let _ = writeln!(text, "watcher   started {}; {runs} runs, {events} events{last}", self.ago(*since));
         }

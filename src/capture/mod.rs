@@ -141,7 +141,7 @@ impl Captured {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::{self, Watch};
+    use crate::doctor::{self, Drops};
     use crate::engine;
     use crate::status;
 
@@ -153,7 +153,7 @@ mod tests {
         engine::dry_run(&desired, &mut host);
         let _ = status::look(&desired, &mut host, (Path::new(""), Path::new("")));
         let root = host.root();
-        doctor::examine(&desired, &mut host, &root, Watch::Packets);
+        doctor::examine(&desired, &mut host, &root, Drops::Counted);
         let address = |text: &str| text.parse::<std::net::IpAddr>();
         let (Ok(pod), Ok(far)) = (address("10.0.1.100"), address("192.0.2.1")) else { return false };
         node.reader().read(pod, far, true).is_ok() && node.reader().shown().is_ok()

@@ -9,7 +9,7 @@ use anyhow::Context;
 
 use super::{BYTE_ORDER, CONFIGURATION, CaptureFile, FILES, FORMAT_VERSION, TABLES};
 use crate::config::{self, Config, Loaded};
-use crate::doctor::{self, Watch};
+use crate::doctor::{self, Drops};
 use crate::engine;
 use crate::host::Host;
 use crate::model::{SysctlKey, one_line};
@@ -102,7 +102,7 @@ pub fn take(
     let mut host = Host::captured(Arc::clone(&dumps), Store::taped(state, durable, tape.clone()), tape.clone());
     let desired = &loaded.desired;
     // First of all: each file is recorded once, and it knows where they are.
-    doctor::examine(desired, &mut host, &root, Watch::Packets);
+    doctor::examine(desired, &mut host, &root, Drops::Counted);
     engine::dry_run(desired, &mut host);
     // What failed is on the tape.
     let _ = status::look(hurried, &mut host, (state, durable));

@@ -98,9 +98,9 @@ fn all_pods(cli: &Cli, asked: &Explain, witness: &mut Witness) -> anyhow::Result
         (family, sorted::map(of_family.map(|(pod, site)| (*pod, *site))))
     });
     let fibs = [witness.reader.read_all(Family::V4)?, witness.reader.read_all(Family::V6)?];
-    let mut found: Vec<pods::Found> = Vec::new();
+    let mut found: Vec<pods::PodsOfFamily> = Vec::new();
     for ((family, sites), fib) in families.iter().zip(&fibs) {
-        let mut pods = pods::Pods::new(fib, sites);
+        let mut pods = pods::TracedPods::new(fib, sites);
         let beyond = beyond(witness, *family)?;
         for (kinds, pair) in pods.pairs(beyond) {
             let around = pods.around(pair);

@@ -7,7 +7,7 @@ use super::subject::Subject;
 use super::{EXIT_FAILED, EXIT_OK};
 use crate::cli::{Cli, Output};
 use crate::doctor::review::Review;
-use crate::doctor::{self, Watch};
+use crate::doctor::{self, Drops};
 use crate::history::memory::Patience;
 use crate::log::colour;
 use crate::model::one_line;
@@ -44,7 +44,7 @@ fn examined(cli: &Cli, file: &Path, name: &str) -> anyhow::Result<(String, bool)
     let desired = subject.load(&cli.common)?.desired;
     let mut host = subject.open(cli, Patience::AnswerNow)?;
     let root = host.root();
-    let examination = doctor::examine(&desired, &mut host, &root, Watch::Packets);
+    let examination = doctor::examine(&desired, &mut host, &root, Drops::Counted);
     let review = Review::default();
     let text = match cli.common.output {
         Output::Json => {

@@ -51,11 +51,11 @@ impl TableRange {
 }
 
 /// One end of a range.
-struct End(u32);
+struct RangeEnd(u32);
 
-impl<'de> Deserialize<'de> for End {
+impl<'de> Deserialize<'de> for RangeEnd {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        read_number(deserializer, "a table by number or name", tables::by_name).map(End)
+        read_number(deserializer, "a table by number or name", tables::by_name).map(RangeEnd)
     }
 }
 
@@ -80,10 +80,11 @@ impl<'de> Deserialize<'de> for TableRange {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<TableRange, A::Error> {
-                let ends = (seq.next_element::<End>()?, seq.next_element::<End>()?, seq.next_element::<End>()?);
+                let ends =
+                    (seq.next_element::<RangeEnd>()?, seq.next_element::<RangeEnd>()?, seq.next_element::<RangeEnd>()?);
                 match ends {
-                    (Some(End(from)), Some(End(to)), None) if from <= to => Ok(TableRange(from, to)),
-                    (Some(End(from)), Some(End(to)), None) => {
+                    (Some(RangeEnd(from)), Some(RangeEnd(to)), None) if from <= to => Ok(TableRange(from, to)),
+                    (Some(RangeEnd(from)), Some(RangeEnd(to)), None) => {
                         Err(de::Error::custom(format_args!("the range [{from}, {to}] ends before it begins")))
                     }
                     _ => Err(de::Error::custom("a range has two numbers: [from, to]")),

@@ -21,15 +21,15 @@ const WATCH: Duration = Duration::from_millis(300);
 
 /// Whether an examination takes the time to count dropped packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Watch {
+pub enum Drops {
     /// It counts them.
-    Packets,
+    Counted,
     /// It returns at once.
-    Nothing,
+    NotCounted,
 }
 
 /// Looks for every cause, in the files below the root and in the kernel's state of this network namespace.
-pub fn examine(desired: &Config, host: &mut Host, root: &Root, watch: Watch) -> Examination {
+pub fn examine(desired: &Config, host: &mut Host, root: &Root, drops: Drops) -> Examination {
     let (begin, before) = (Instant::now(), martians());
     let mut examination = Examination::default();
     let files = read(root, &mut examination.unseen);
@@ -39,14 +39,14 @@ pub fn examine(desired: &Config, host: &mut Host, root: &Root, watch: Watch) -> 
         host.ask(&mut observed, |observed| probe(&Facts { desired, observed, files: &files }))
     };
     for check in ALL {
-        let found = match (&check.probe, watch) {
+        let found = match (&check.probe, drops) {
             (Probe::State(probe), _) => checked(probe),
             // Some of the time has passed already.
-            (Probe::Watch(probe), Watch::Packets) => {
+            (Probe::Drops(probe), Drops::Counted) => {
                 let seen = tape.answer("martians", "", || watched(begin, &before).map_err(|why| why.to_string()));
                 seen.map_err(Into::into).and_then(|martians| checked(&|facts| probe(facts, martians)))
             }
-            (Probe::Watch(_), Watch::Nothing) => continue,
+            (Probe::Drops(_), Drops::NotCounted) => continue,
         };
         match found {
             Ok(found) => {

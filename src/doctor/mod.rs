@@ -26,7 +26,7 @@ mod uplinks;
 
 use crate::observed::Gap;
 use crate::sysctl_d::ConfFile;
-pub use examine::{Watch, examine, machine_id};
+pub use examine::{Drops, examine, machine_id};
 use facts::{Facts, Martians};
 pub use ini::Location;
 pub use udev::persistent as persistent_hardware;
@@ -50,7 +50,7 @@ enum Probe {
     /// The files, and the state of the kernel.
     State(fn(&Facts) -> Result<Vec<Finding>, Gap>),
     /// Also the packets dropped during the examination.
-    Watch(fn(&Facts, Martians) -> Result<Vec<Finding>, Gap>),
+    Drops(fn(&Facts, Martians) -> Result<Vec<Finding>, Gap>),
 }
 
 /// All causes, worst first.
@@ -251,7 +251,7 @@ pub const ALL: &[Check] = &[
         cause: "martians_growing",
         title: "rp_filter is dropping packets now",
         breaks: &[],
-        probe: Probe::Watch(martians::growing),
+        probe: Probe::Drops(martians::growing),
     },
     Check {
         cause: "rule_without_pod",

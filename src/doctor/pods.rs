@@ -17,13 +17,13 @@ use crate::observed::{Address, Gap, SeenRoute};
 use crate::sorted;
 use crate::topology::cni::{FROM_POD, TO_POD};
 use crate::topology::pods::Site;
-use crate::topology::vpc::PodRules;
+use crate::topology::vpc::CniRulesOfPods;
 use crate::topology::{exits_of, host, links_of};
 
 /// The pods of the main table, and their rules. Pods behind branch links have other rules.
 struct Here<'a> {
     pods: BTreeMap<IpAddr, Site>,
-    rules: PodRules<'a>,
+    rules: CniRulesOfPods<'a>,
     /// The uplinks in whose subnet each pod is, unless it is in a subnet of the first uplink.
     secondary: BTreeMap<IpAddr, BTreeSet<u32>>,
     /// The rules 1536 of the pods of such uplinks, by family and uplinks.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::model::{Family, table_name};
-use crate::observed::{Address, Hop, Link, SeenRoute, SeenRule, Special};
+use crate::observed::{Address, Link, SeenHop, SeenRoute, SeenRule, Special};
 
 /// Everything that the lookups for one pair of addresses need.
 #[derive(Debug, Clone, Default)]
@@ -153,7 +153,7 @@ impl Fib {
         text
     }
 
-    fn show_hop(&self, hop: &Hop) -> String {
+    fn show_hop(&self, hop: &SeenHop) -> String {
         let via = hop.via.map_or_else(String::new, |via| format!(" via {via}"));
         let dev = hop.oif.map_or_else(String::new, |oif| format!(" dev {}", self.name(oif)));
         via + &dev

@@ -7,7 +7,7 @@ use super::fib::{Fib, Flow, Packet};
 use super::host;
 use super::lookup::{Ending, LOOPBACK, Lookup};
 use crate::model::{EVERYTHING, Family, IfName, Selector, TABLE_LOCAL, TABLE_MAIN};
-use crate::observed::{Hop, RuleAction, SeenRoute, SeenRule, Special};
+use crate::observed::{RuleAction, SeenHop, SeenRoute, SeenRule, Special};
 use crate::topology::is_kernels;
 
 /// The result of the reverse path check of an incoming packet.
@@ -95,7 +95,7 @@ impl Lookup {
     }
 
     /// The hops by which a packet may leave.
-    pub(super) fn ways_out(&self) -> impl Iterator<Item = &Hop> {
+    pub(super) fn ways_out(&self) -> impl Iterator<Item = &SeenHop> {
         self.routes().iter().filter(|route| route.special().is_none()).flat_map(SeenRoute::alive)
     }
 
@@ -123,7 +123,7 @@ pub(super) fn is_refusal(route: &SeenRoute) -> bool {
 
 /// Whether the kernel's route is this one. It may show only the hops that it chose.
 fn same(ours: &SeenRoute, kernels: &SeenRoute) -> bool {
-    let hop = |hop: &Hop| (hop.via, hop.oif);
+    let hop = |hop: &SeenHop| (hop.via, hop.oif);
     let known: Vec<_> = ours.all_hops().iter().map(hop).collect();
     // Until a rule is added, the kernel keeps the table local merged with main, and reports main.
     let table = |ours: u32| ours == kernels.table || (ours, kernels.table) == (TABLE_LOCAL, TABLE_MAIN);

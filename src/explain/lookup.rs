@@ -61,7 +61,7 @@ pub struct Lookup {
     pub end: Ending,
 }
 
-enum Found {
+enum TableAnswer {
     Routes(Vec<SeenRoute>),
     Refused(SeenRoute),
     Nothing(String),
@@ -120,13 +120,13 @@ impl Fib {
         };
         let Some(table) = table else { return unknown("the VRF's table is not known".into()) };
         match self.search(table, packet) {
-            Found::Nothing(why) => (What::FellThrough(why), None),
-            Found::Unknown(why) => unknown(why),
-            Found::Refused(route) => {
+            TableAnswer::Nothing(why) => (What::FellThrough(why), None),
+            TableAnswer::Unknown(why) => unknown(why),
+            TableAnswer::Refused(route) => {
                 let end = Ending::Refused(format!("the route {}", self.show(&route)));
                 (What::Taken, Some(end))
             }
-            Found::Routes(routes) => match routes.first().and_then(|route| self.suppressed(&extras, route)) {
+            TableAnswer::Routes(routes) => match routes.first().and_then(|route| self.suppressed(&extras, route)) {
                 Some(why) => (What::FellThrough(why), None),
                 None => (What::Taken, Some(Ending::Route(routes))),
             },
@@ -193,7 +193,7 @@ impl Fib {
     }
 
     /// The best route of a table: the longest prefix, and among equals the smallest metric.
-    fn search(&self, table: u32, packet: &Packet) -> Found {
+    fn search(&self, table: u32, packet: &Packet) -> TableAnswer {
         let fits = |route: &&SeenRoute| {
             route.table == table
                 && route.to.contains(&packet.to)
@@ -210,25 +210,29 @@ impl Fib {
         while let Some(best) = (0..rest.len()).min_by_key(|at| rest.get(*at).map(|route| order(route))) {
             let route = rest.remove(best);
             match route.special() {
-                Some(Special::Throw) => return Found::Nothing(format!("throw: {}", self.show(route))),
+                Some(Special::Throw) => return TableAnswer::Nothing(format!("throw: {}", self.show(route))),
                 Some(Special::Blackhole | Special::Unreachable | Special::Prohibit) => {
-                    return Found::Refused(route.clone());
+                    return TableAnswer::Refused(route.clone());
                 }
                 Some(Special::Broadcast | Special::Other(_)) => {
-                    return Found::Unknown(format!("{} is not for a single host: {}", packet.to, self.show(route)));
+                    return TableAnswer::Unknown(format!(
+                        "{} is not for a single host: {}",
+                        packet.to,
+                        self.show(route)
+                    ));
                 }
-                Some(Special::Local) => return Found::Routes(vec![route.clone()]),
+                Some(Special::Local) => return TableAnswer::Routes(vec![route.clone()]),
                 None if route.hops().is_empty() => {
                     let why =
                         format!("the kernel does not show the next hops of nexthop objects: {}", self.show(route));
-                    return Found::Unknown(why);
+                    return TableAnswer::Unknown(why);
                 }
                 None if route.alive().next().is_none() => dead = true,
-                None => return Found::Routes(equals(route, &routes, packet)),
+                None => return TableAnswer::Routes(equals(route, &routes, packet)),
             }
         }
         let name = table_name(table);
-        Found::Nothing(if dead {
+        TableAnswer::Nothing(if dead {
             format!("table {name} has only routes through interfaces that are down")
         } else if self.tables.contains(&table) {
             format!("no route to {} in table {name}", packet.to)

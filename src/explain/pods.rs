@@ -22,17 +22,17 @@ const FORMAT_VERSION: &str = "1.0";
 pub const MOST_KINDS: usize = 40;
 
 /// Pods of one kind: the first and the second stand for all of them.
-pub type Kind = Vec<IpAddr>;
+pub type Twins = Vec<IpAddr>;
 
 /// Two kinds by their numbers; the second is `None` for what lies beyond the gateway.
 pub type Kinds = (usize, Option<usize>);
 
 /// What has been found of all pods of a family.
-pub struct Pods<'a> {
+pub struct TracedPods<'a> {
     fib: &'a Fib,
     sites: &'a BTreeMap<IpAddr, Site>,
     /// The most common one first.
-    pub kinds: Vec<Kind>,
+    pub kinds: Vec<Twins>,
     generic: Vec<usize>,
     own: BTreeMap<IpAddr, Vec<usize>>,
     /// What breaks.
@@ -45,9 +45,9 @@ struct Breach {
     problems: Vec<String>,
 }
 
-impl<'a> Pods<'a> {
+impl<'a> TracedPods<'a> {
     /// Sorts these pods by their kind. `fib` has all routes.
-    pub fn new(fib: &'a Fib, sites: &'a BTreeMap<IpAddr, Site>) -> Pods<'a> {
+    pub fn new(fib: &'a Fib, sites: &'a BTreeMap<IpAddr, Site>) -> TracedPods<'a> {
         let behind = |name: &IfName| {
             let link = fib.links.iter().find(|link| link.dev.name == *name)?.dev.index;
             sites.iter().find(|(_, site)| site.link == link).map(|(pod, _)| *pod)
@@ -63,8 +63,8 @@ impl<'a> Pods<'a> {
             }
             whose.for_each(|pod| own.entry(pod).or_default().push(at));
         }
-        let mut pods = Pods { fib, sites, kinds: Vec::new(), generic, own, broken: Vec::new() };
-        let mut kinds: BTreeMap<String, Kind> = BTreeMap::new();
+        let mut pods = TracedPods { fib, sites, kinds: Vec::new(), generic, own, broken: Vec::new() };
+        let mut kinds: BTreeMap<String, Twins> = BTreeMap::new();
         let (mut to_hosts, mut wide): (BTreeMap<IpAddr, Vec<usize>>, Vec<&SeenRoute>) = Default::default();
         for (at, route) in fib.routes.iter().enumerate() {
             match route.to.is_host_address() {
@@ -159,16 +159,16 @@ impl<'a> Pods<'a> {
     }
 
     /// One row for each pod.
-    fn rows(&self, beyond: Option<IpAddr>) -> Vec<Row> {
+    fn rows(&self, beyond: Option<IpAddr>) -> Vec<PairRow> {
         let mut rows = Vec::new();
         for (a, kind) in self.kinds.iter().enumerate() {
-            let reached = |(b, other): (usize, &Kind)| match self.breaks((a, Some(b))) {
+            let reached = |(b, other): (usize, &Twins)| match self.breaks((a, Some(b))) {
                 true => 0,
                 false => other.len() - usize::from(a == b),
             };
             let works: usize = self.kinds.iter().enumerate().map(reached).sum();
             let gateway = beyond.map(|_| !self.breaks((a, None)));
-            rows.extend(kind.iter().map(|pod| Row {
+            rows.extend(kind.iter().map(|pod| PairRow {
                 address: pod.to_string(),
                 link: self.sites.get(pod).map(|site| self.fib.name(site.link)).unwrap_or_default(),
                 gateway,
@@ -190,7 +190,7 @@ impl<'a> Pods<'a> {
 }
 
 #[derive(Serialize)]
-struct Row {
+struct PairRow {
     address: String,
     link: String,
     /// Whether its packets get out by the default gateway; `None`: there is none.
@@ -215,19 +215,19 @@ struct PodsJson<'a> {
     works: bool,
     /// Pairs that were not traced, because there are too many kinds of pods. They are assumed to work.
     untraced: usize,
-    pods: Vec<Row>,
+    pods: Vec<PairRow>,
     breaks: Vec<JsonBreach<'a>>,
 }
 
 /// What was found of one family, and what lies beyond its default gateway.
-pub type Found<'a> = (Family, Pods<'a>, Option<IpAddr>);
+pub type PodsOfFamily<'a> = (Family, TracedPods<'a>, Option<IpAddr>);
 
 /// Whether every pair works.
-pub fn work(all: &[Found]) -> bool {
+pub fn work(all: &[PodsOfFamily]) -> bool {
     all.iter().all(|(_, pods, _)| pods.broken.is_empty())
 }
 
-fn untraced(all: &[Found]) -> usize {
+fn untraced(all: &[PodsOfFamily]) -> usize {
     all.iter().map(|(_, pods, _)| pods.untraced()).sum()
 }
 
@@ -236,7 +236,7 @@ fn untraced(all: &[Found]) -> usize {
 /// # Errors
 ///
 /// None that is known of: every value in it has a JSON form.
-pub fn json(all: &[Found]) -> serde_json::Result<String> {
+pub fn json(all: &[PodsOfFamily]) -> serde_json::Result<String> {
     let pods = all.iter().flat_map(|(_, pods, beyond)| pods.rows(*beyond)).collect();
     let breaks = all.iter().flat_map(|(_, pods, _)| pods.breaches()).collect();
     let (works, untraced) = (work(all), untraced(all));
@@ -244,7 +244,7 @@ pub fn json(all: &[Found]) -> serde_json::Result<String> {
 }
 
 /// A table for people: each pod, and below it what breaks.
-pub fn text(all: &[Found]) -> String {
+pub fn text(all: &[PodsOfFamily]) -> String {
     let mut text = String::new();
     for (family, pods, beyond) in all.iter().filter(|(_, pods, _)| !pods.sites.is_empty()) {
         let _ = writeln!(text, "{:<39}  {:<15}  {:<7}  other pods", format!("pod ({family})"), "link", "gateway");

@@ -10,7 +10,7 @@ use super::lookup::*;
 use super::places::Place;
 use super::*;
 use crate::model::{Dev, Family, IfName, RouteOptions, Rule, Selector, TABLE_MAIN};
-use crate::observed::{Address, Hop, Link, RuleAction, RuleExtras, SeenRoute, SeenRule, Special, Target};
+use crate::observed::{Address, Link, RuleAction, RuleExtras, SeenHop, SeenRoute, SeenRule, Special, Target};
 use crate::topology::homes::{self, Evidence};
 use crate::topology::pods::Site;
 
@@ -31,7 +31,7 @@ fn route(table: u32, to: &str, via: Option<&str>, oif: u32) -> SeenRoute {
     SeenRoute {
         table,
         to: if to == "default" { prefix("0.0.0.0/0") } else { prefix(to) },
-        target: Target::Hop(Hop::new(via.map(ip), Some(oif))),
+        target: Target::SeenHop(SeenHop::new(via.map(ip), Some(oif))),
         scope: None,
         metric: 0,
         tos: 0,
@@ -248,7 +248,7 @@ fn the_longest_prefix_wins_then_the_smallest_metric_and_what_is_dead_is_passed_o
         other => format!("{other:?}"),
     };
     let kill = |route: &mut SeenRoute| {
-        route.target = Target::Hop(Hop { dead: true, ..Hop::new(route.via(), route.oif()) });
+        route.target = Target::SeenHop(SeenHop { dead: true, ..SeenHop::new(route.via(), route.oif()) });
     };
     assert_eq!(via(&fib), "10.0.1.4");
     kill(&mut fib.routes[6]);

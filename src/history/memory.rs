@@ -136,7 +136,7 @@ pub enum Note {
     /// Notices that were reported.
     Reported(Reported),
     /// The end of a run.
-    Ended(EndedRun),
+    UnitEnd(EndedRun),
     /// Part of the ledger, not of the memory.
     Ledger(LedgerNote),
 }
@@ -170,7 +170,7 @@ impl Memory {
             Note::CniState(state) => self.cni = state,
             Note::Repairs(repairs) => self.repairs = repairs,
             Note::Reported(reported) => self.reported = reported,
-            Note::Ended(run) => self.ended = Some(run),
+            Note::UnitEnd(run) => self.ended = Some(run),
             Note::CniMemory(_) | Note::Ledger(_) => {}
         }
     }

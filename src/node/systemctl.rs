@@ -20,7 +20,7 @@ const TIMER: &str = "node-fixer.timer";
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Units {
     /// When the last run ended, in wall-clock time since 1970, and how.
-    pub ended: Option<(Duration, Ended)>,
+    pub ended: Option<(Duration, UnitEnd)>,
     /// When the next run is due, if the timer is active.
     pub next: Option<Duration>,
     /// Whether the timer is active.
@@ -29,7 +29,7 @@ pub struct Units {
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum UnitEnd {
     /// With this exit code.
     Exit(i32),
     /// By this signal.
@@ -41,8 +41,8 @@ impl Taped for Option<Units> {
     fn to_tape(&self) -> Vec<String> {
         let Some(units) = self else { return Vec::new() };
         let (ended, how) = units.ended.map_or_else(Default::default, |(time, ended)| match ended {
-            Ended::Exit(code) => (nanos(time), format!("exit {code}")),
-            Ended::Signal(signal) => (nanos(time), format!("signal {signal}")),
+            UnitEnd::Exit(code) => (nanos(time), format!("exit {code}")),
+            UnitEnd::Signal(signal) => (nanos(time), format!("signal {signal}")),
         });
         vec![ended, how, units.next.map(nanos).unwrap_or_default(), if units.active { "active" } else { "" }.into()]
     }
@@ -50,8 +50,8 @@ impl Taped for Option<Units> {
     fn of_tape(answer: &[String]) -> Option<Option<Units>> {
         let [ended, how, next, active] = answer else { return answer.is_empty().then_some(None) };
         let how = match how.split_once(' ') {
-            Some(("exit", code)) => code.parse().ok().map(Ended::Exit),
-            Some(("signal", signal)) => signal.parse().ok().map(Ended::Signal),
+            Some(("exit", code)) => code.parse().ok().map(UnitEnd::Exit),
+            Some(("signal", signal)) => signal.parse().ok().map(UnitEnd::Signal),
             _ => None,
         };
         Some(Some(Units { ended: duration(ended).zip(how), next: duration(next), active: active == "active" }))
@@ -89,8 +89,8 @@ fn parse(text: &str) -> Units {
             SERVICE => {
                 // The code is the one of waitid(2): exited, killed, or killed with a core dump.
                 let ended = value("ExecMainStatus").parse().ok().and_then(|status| match value("ExecMainCode") {
-                    "1" => Some(Ended::Exit(status)),
-                    "2" | "3" => Some(Ended::Signal(status)),
+                    "1" => Some(UnitEnd::Exit(status)),
+                    "2" | "3" => Some(UnitEnd::Signal(status)),
                     _ => None,
                 });
                 units.ended = time(value("ExecMainExitTimestamp")).zip(ended);
@@ -129,9 +129,9 @@ mod tests {
                     ActiveState=active\n";
         let at = Duration::from_secs(1_800_000_000);
         let next = Some(at + Duration::from_secs(41));
-        assert_eq!(parse(text), Units { ended: Some((at, Ended::Exit(1))), next, active: true });
+        assert_eq!(parse(text), Units { ended: Some((at, UnitEnd::Exit(1))), next, active: true });
         let killed = text.replace("Code=1\nExecMainStatus=1", "Code=2\nExecMainStatus=15");
-        assert_eq!(parse(&killed).ended, Some((at, Ended::Signal(15))));
+        assert_eq!(parse(&killed).ended, Some((at, UnitEnd::Signal(15))));
         let never = text.replace("Fri 2027-01-15 08:00:00 UTC", "").replace("active", "inactive");
         assert_eq!(parse(&never), Units::default());
         assert_eq!(time("n/a"), None);

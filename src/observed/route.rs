@@ -37,7 +37,7 @@ impl SeenRoute {
     /// The interface of a unicast route with one plain next hop.
     pub fn oif(&self) -> Option<u32> {
         match self.target {
-            Target::Hop(hop) => hop.oif,
+            Target::SeenHop(hop) => hop.oif,
             Target::Hops(_) | Target::Special(..) => None,
         }
     }
@@ -45,26 +45,26 @@ impl SeenRoute {
     /// The gateway of a unicast route with one plain next hop.
     pub fn via(&self) -> Option<IpAddr> {
         match self.target {
-            Target::Hop(hop) => hop.via,
+            Target::SeenHop(hop) => hop.via,
             Target::Hops(_) | Target::Special(..) => None,
         }
     }
 
     /// All next hops of a unicast route that the kernel shows.
-    pub fn hops(&self) -> &[Hop] {
+    pub fn hops(&self) -> &[SeenHop] {
         if self.special().is_none() { self.all_hops() } else { &[] }
     }
 
     /// The same for any route: the kernel shows the interface of local addresses as well.
-    pub fn all_hops(&self) -> &[Hop] {
+    pub fn all_hops(&self) -> &[SeenHop] {
         match &self.target {
-            Target::Hop(hop) => std::slice::from_ref(hop),
+            Target::SeenHop(hop) => std::slice::from_ref(hop),
             Target::Hops(hops) | Target::Special(_, hops) => hops,
         }
     }
 
     /// The hops that the kernel uses.
-    pub fn alive(&self) -> impl Iterator<Item = &Hop> {
+    pub fn alive(&self) -> impl Iterator<Item = &SeenHop> {
         self.all_hops().iter().filter(|hop| !hop.dead)
     }
 
@@ -72,7 +72,7 @@ impl SeenRoute {
     pub fn special(&self) -> Option<Special> {
         match self.target {
             Target::Special(special, _) => Some(special),
-            Target::Hop(_) | Target::Hops(_) => None,
+            Target::SeenHop(_) | Target::Hops(_) => None,
         }
     }
 
@@ -90,14 +90,16 @@ impl SeenRoute {
     /// without a gateway.
     pub fn is_host_on_link(&self) -> bool {
         let on_link = self.to.first_address().is_ipv6() || self.scope == Some(Scope::Link);
-        on_link && self.to.is_host_address() && matches!(self.target, Target::Hop(Hop { via: None, oif: Some(_), .. }))
+        on_link
+            && self.to.is_host_address()
+            && matches!(self.target, Target::SeenHop(SeenHop { via: None, oif: Some(_), .. }))
     }
 
     /// How the kernel will show this route once it exists.
     pub fn of(route: &Route) -> SeenRoute {
         let hop = |via, dev: &Option<Dev>, onlink, weight| {
             let oif = dev.as_ref().map(|dev| dev.index);
-            Hop { onlink, weight, ..Hop::new(via, oif) }
+            SeenHop { onlink, weight, ..SeenHop::new(via, oif) }
         };
         let single = hop(route.via, &route.dev, route.onlink, 1);
         let several = || route.hops.iter().map(|it| hop(it.via, &it.dev, it.onlink, it.weight)).collect();
@@ -109,7 +111,7 @@ impl SeenRoute {
                 Some(special) => Target::Special(special, route.dev.iter().map(|_| single).collect()),
                 None if route.nexthop.is_some() || !route.hops.is_empty() => Target::Hops(several()),
                 None if of_other_family => Target::Hops(vec![single]),
-                None => Target::Hop(single),
+                None => Target::SeenHop(single),
             },
             scope: Some(route.scope),
             metric: route.stored_metric(),
@@ -131,7 +133,7 @@ impl SeenRoute {
             (_, several) => (None, several),
         };
         let several = several.iter().map(|hop| {
-            let Hop { via, oif, weight, onlink, .. } = *hop;
+            let SeenHop { via, oif, weight, onlink, .. } = *hop;
             NextHop { via, dev: oif.and_then(&dev), weight, onlink }
         });
         Route {
@@ -155,16 +157,16 @@ impl SeenRoute {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// Unicast, one plain next hop: the kind that node-fixer creates.
-    Hop(Hop),
+    SeenHop(SeenHop),
     /// Other unicast routes: several next hops, a nexthop object, a gateway of the other family, an encapsulation.
-    Hops(Vec<Hop>),
+    Hops(Vec<SeenHop>),
     /// Not a unicast route.
-    Special(Special, Vec<Hop>),
+    Special(Special, Vec<SeenHop>),
 }
 
 /// A next hop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hop {
+pub struct SeenHop {
     /// Gateway.
     pub via: Option<IpAddr>,
     /// Index of the interface.
@@ -179,9 +181,9 @@ pub struct Hop {
     pub weight: u16,
 }
 
-impl Hop {
+impl SeenHop {
     /// A usable one.
-    pub fn new(via: Option<IpAddr>, oif: Option<u32>) -> Hop {
-        Hop { via, oif, dead: false, linkdown: false, onlink: false, weight: 1 }
+    pub fn new(via: Option<IpAddr>, oif: Option<u32>) -> SeenHop {
+        SeenHop { via, oif, dead: false, linkdown: false, onlink: false, weight: 1 }
     }
 }

@@ -135,7 +135,7 @@ impl<'a> Policy<'a> {
                 }
                 let link = seen.oif().map(|index| self.topology.link(index)).transpose()?.flatten();
                 // One that others have added next hops to is more than ours.
-                let Target::Hop(_) = seen.target else { continue };
+                let Target::SeenHop(_) = seen.target else { continue };
                 let route = seen.to_route(|_| link.map(|link| link.dev.clone()));
                 let reason = match goes {
                     true => format!("table {table} has another default route now"),

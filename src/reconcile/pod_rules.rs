@@ -51,7 +51,8 @@ pub fn plan(desired: &Config, observed: &Observed) -> Result<Plan, Gap> {
     }
     let (saved, topology) = (observed.cni_memory()?, Topology::of(observed));
     let kernel_rules = desired.kernel_rules.mode;
-    let mut draft = Draft { observed, recall, saved, kernel_rules, plan: Plan::default(), next: CniState::default() };
+    let mut draft =
+        RuleDraft { observed, recall, saved, kernel_rules, plan: Plan::default(), next: CniState::default() };
     if was_whole
         && seen.is_some()
         && !saved.text().is_empty()
@@ -115,7 +116,7 @@ impl Known {
 }
 
 /// A plan in progress.
-struct Draft<'a> {
+struct RuleDraft<'a> {
     observed: &'a Observed,
     recall: &'a Recall,
     saved: &'a SavedRules,
@@ -125,7 +126,7 @@ struct Draft<'a> {
     next: CniState,
 }
 
-impl Draft<'_> {
+impl RuleDraft<'_> {
     /// Removes restored rules that are no longer needed.
     fn remove(&mut self, here: &CniRules, known: &Known) -> Result<(), Gap> {
         let (rules, outdated) = (self.observed.rules()?, here.outdated(&known.before, &known.now)?);

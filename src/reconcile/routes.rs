@@ -8,7 +8,7 @@ use crate::change::{Blocked, Change, Op, Plan, Step};
 use crate::config::Config;
 use crate::history::memory::{Kind, Note, SeveralHops};
 use crate::model::{Dev, Family, IfName, PROTO_DECLARED, PROTO_MENDED, Route, RouteOptions, family_of};
-use crate::observed::{Gap, Hop, Observed, RouteSet, SeenRoute, Target};
+use crate::observed::{Gap, Observed, RouteSet, SeenHop, SeenRoute, Target};
 use crate::sorted;
 use crate::topology::forecast::{DeclaredRoutes, bridges_to_create, indexes, route_key};
 
@@ -42,7 +42,7 @@ pub fn plan(desired: &Config, observed: &Observed) -> Result<Plan, Gap> {
         }
     }
     let undeclared: Vec<_> = ours.iter().copied().filter(|route| !declared.has(route)).collect();
-    let mut live = Live { devs: BTreeMap::new(), made: &memory.several };
+    let mut live = LiveRoutes { devs: BTreeMap::new(), made: &memory.several };
     let replaced = wishes.iter().filter_map(|(_, rivals)| live.replaceable(rivals));
     let links = replaced.chain(undeclared.iter().copied().filter(|route| live.is_whole(route)));
     let links = observed.links(sorted::set(links.flat_map(SeenRoute::all_hops).filter_map(|hop| hop.oif)))?;
@@ -74,13 +74,13 @@ pub fn plan(desired: &Config, observed: &Observed) -> Result<Plan, Gap> {
 }
 
 /// What is known of existing routes.
-struct Live<'a> {
+struct LiveRoutes<'a> {
     devs: BTreeMap<u32, &'a Dev>,
     /// The IPv6 routes with several next hops that node-fixer has added.
     made: &'a BTreeSet<SeveralHops>,
 }
 
-impl Live<'_> {
+impl LiveRoutes<'_> {
     fn route(&self, seen: &SeenRoute) -> Route {
         seen.to_route(|index| self.devs.get(&index).copied().cloned())
     }
@@ -98,7 +98,7 @@ impl Live<'_> {
     fn is_whole(&self, seen: &SeenRoute) -> bool {
         match several_hops(&seen.to_route(by_number)) {
             Some(hops) => seen.protocol == PROTO_DECLARED && self.made.contains(&hops),
-            None => seen.protocol == PROTO_DECLARED || matches!(seen.target, Target::Hop(_)),
+            None => seen.protocol == PROTO_DECLARED || matches!(seen.target, Target::SeenHop(_)),
         }
     }
 }
@@ -122,7 +122,7 @@ fn by_number(index: u32) -> Option<Dev> {
 }
 
 /// Handles a route of node-fixer's that is no longer declared.
-fn remove(route: &SeenRoute, live: &Live, plan: &mut Plan) {
+fn remove(route: &SeenRoute, live: &LiveRoutes, plan: &mut Plan) {
     if live.is_whole(route) {
         let reason = "added by node-fixer, and no longer declared";
         plan.removals.push(Step::new(Change::Route(Op::Delete(live.route(route))), reason));
@@ -135,7 +135,7 @@ fn remove(route: &SeenRoute, live: &Live, plan: &mut Plan) {
 }
 
 /// Handles a declared route that does not exist.
-fn wish_for(wanted: Route, rivals: &[&SeenRoute], live: &Live, plan: &mut Plan) {
+fn wish_for(wanted: Route, rivals: &[&SeenRoute], live: &LiveRoutes, plan: &mut Plan) {
     let step = |change| Step::new(change, "missing");
     if let Some(ours) = live.replaceable(rivals) {
         return plan.steps.push(step(Change::Route(Op::Replace { new: wanted, old: live.route(ours) })));
@@ -165,7 +165,7 @@ fn does_what(live: &SeenRoute, wanted: &Route) -> bool {
     let ours = live.protocol == PROTO_DECLARED;
     let (is, wants) = (&live.options, &wanted.options);
     let leads = match (&live.target, &will.target) {
-        (Target::Hop(is), Target::Hop(wants)) => is_hop(is, wants),
+        (Target::SeenHop(is), Target::SeenHop(wants)) => is_hop(is, wants),
         _ if wanted.nexthop.is_some() || live.nexthop.is_some() => wanted.nexthop == live.nexthop,
         (Target::Hops(is), Target::Hops(wants)) => !live.odd && are_hops(is, wants),
         // The kernel reports an interface even if none was given.
@@ -183,17 +183,17 @@ fn has_options(is: &RouteOptions, wants: &RouteOptions) -> bool {
         && (wants.advmss.is_none() || wants.advmss == is.advmss)
 }
 
-fn is_hop(is: &Hop, wants: &Hop) -> bool {
+fn is_hop(is: &SeenHop, wants: &SeenHop) -> bool {
     is.via == wants.via && (wants.oif.is_none() || is.oif == wants.oif) && is.onlink == wants.onlink
 }
 
 /// The same, in any order.
-fn are_hops(is: &[Hop], wants: &[Hop]) -> bool {
+fn are_hops(is: &[SeenHop], wants: &[SeenHop]) -> bool {
     is.len() == wants.len() && are_among(wants, is)
 }
 
-fn are_among(wants: &[Hop], is: &[Hop]) -> bool {
-    let mut rest: Vec<&Hop> = is.iter().collect();
+fn are_among(wants: &[SeenHop], is: &[SeenHop]) -> bool {
+    let mut rest: Vec<&SeenHop> = is.iter().collect();
     wants.iter().all(|wants| {
         let found = rest.iter().position(|is| is_hop(is, wants) && is.weight == wants.weight);
         found.map(|at| rest.swap_remove(at)).is_some()
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
     use crate::history::memory::Note;
     use crate::history::memory::Recall;
-    use crate::observed::{Hop, Want};
+    use crate::observed::{SeenHop, Want};
     use crate::reconcile::testing::{Model, desired, link, observed, route};
 
     /// The commands and the number of blocked wishes for a node with eth1 (index 3) and these routes in table 7.
@@ -263,7 +263,7 @@ mod tests {
         let live = "default via 10.0.1.1 dev 3 table 7";
         let other = "default via 10.0.1.2 dev 3 table 7";
         let shared = |protocol| {
-            let target = Target::Hops(vec![Hop::new(None, Some(3)), Hop::new(None, Some(4))]);
+            let target = Target::Hops(vec![SeenHop::new(None, Some(3)), SeenHop::new(None, Some(4))]);
             SeenRoute { target, protocol, ..route("fd00::/8 dev 3 table 7") }
         };
         for (case, yaml, live, commands, blocked) in [

@@ -29,7 +29,7 @@ use crate::model::{
     Rule, Scope, Selector, SysctlKey, SysctlWrite, TABLE_MAIN, family_of,
 };
 use crate::observed::{
-    Address, Gap, Hop, Link, Look, LookAt, Observed, Past, RouteSet, RpFilters, RuleAction, RuleExtras, SeenBridge,
+    Address, Gap, Link, Look, LookAt, Observed, Past, RouteSet, RpFilters, RuleAction, RuleExtras, SeenBridge, SeenHop,
     SeenRoute, SeenRule, Special, Target, Want,
 };
 use crate::reconcile::ALL;
@@ -97,7 +97,7 @@ pub fn route(text: &str) -> SeenRoute {
         target: match value("hops") {
             Some(hops) => Target::Hops(hops.split(',').map(hop).collect()),
             None if words.contains(&"special") => Target::Special(Special::Local, Vec::new()),
-            None => Target::Hop(Hop::new(via, number("dev"))),
+            None => Target::SeenHop(SeenHop::new(via, number("dev"))),
         },
         scope: Some(if value("scope") == Some("link") { Scope::Link } else { Scope::Global }),
         metric: number("metric").unwrap_or(if family_of(&to) == Family::V6 { 1024 } else { 0 }),
@@ -111,9 +111,9 @@ pub fn route(text: &str) -> SeenRoute {
 }
 
 /// `10.0.0.1@3`: gateway and interface.
-fn hop(text: &str) -> Hop {
+fn hop(text: &str) -> SeenHop {
     let (via, oif) = text.split_once('@').unwrap();
-    Hop::new(Some(via.parse().unwrap()), Some(oif.parse().unwrap()))
+    SeenHop::new(Some(via.parse().unwrap()), Some(oif.parse().unwrap()))
 }
 
 fn is_link_local(address: IpAddr) -> bool {

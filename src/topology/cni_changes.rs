@@ -10,7 +10,7 @@ use super::Topology;
 use super::cni::{BRANCH, EXTERNAL, FROM_POD, MARKED, MOVED_LOCAL, TO_POD};
 use super::cni_forms::{Purpose, is_gateway_icmp, of_cni};
 use super::cni_rules::{is_main_pod_link, rule_from, to_known_pod, to_pod, to_rule};
-use super::vpc::PodRules;
+use super::vpc::CniRulesOfPods;
 use crate::history::cni_rules::{KnownPod, SavedRules};
 use crate::model::{PROTO_RESTORED, Rule, UPLINK_RULE_PRIORITY};
 use crate::observed::{Gap, RpFilters, SeenRule};
@@ -117,7 +117,7 @@ impl Topology<'_> {
         let changed = observed.changed_pods.get_or_init(|| changed_pods(rules, links, saved));
         let Some(changed) = changed else { return Ok(None) };
         let links = observed.host_links(changed.iter().copied())?;
-        let mut own = PodRules::default();
+        let mut own = CniRulesOfPods::default();
         for (rule, purpose) in rules.iter().filter_map(of_cni) {
             match purpose {
                 Purpose::Pod(pod) if changed.contains(&pod) => own.add(pod, rule),

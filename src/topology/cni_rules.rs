@@ -10,7 +10,7 @@ use super::cni::{
     is_mark_rule, is_pod_link,
 };
 use super::cni_forms::{Purpose, of_cni, with_extras};
-use super::vpc::PodRules;
+use super::vpc::CniRulesOfPods;
 use super::{Topology, host};
 use crate::history::cni_rules::{CniMemory, FromPod, KnownLink, KnownPod, KnownRule};
 use crate::model::{Dev, EVERYTHING, Family, IfName, PROTO_RESTORED, Rule, Selector, TABLE_LOCAL, TABLE_MAIN};
@@ -23,9 +23,9 @@ pub struct CniRules<'a> {
     /// All links.
     names: BTreeMap<u32, &'a IfName>,
     /// The CNI's own rules for pods, whether or not the pods exist.
-    own: PodRules<'a>,
+    own: CniRulesOfPods<'a>,
     /// Restored rules for pods.
-    restored: PodRules<'a>,
+    restored: CniRulesOfPods<'a>,
     /// The CNI's own rules that are not for pods.
     others: Vec<(&'a Rule, Purpose)>,
     /// All restored rules.
@@ -101,7 +101,7 @@ impl<'a> CniRules<'a> {
     /// Whether the existing rules prove that the VPC CNI is in use: its mark; all of its other priorities together; or
     /// one for a pod with a route over a link with a name that only it uses. Rules that node-fixer restored prove nothing.
     pub fn prove_it(&self) -> bool {
-        let PodRules { to, from } = &self.own;
+        let CniRulesOfPods { to, from } = &self.own;
         let has_uplink = || self.others.iter().any(|(_, purpose)| matches!(purpose, Purpose::Uplink(_)));
         self.others.iter().any(|(rule, _)| is_mark_rule(rule))
             || !to.is_empty() && !from.is_empty() && has_uplink()
@@ -283,7 +283,12 @@ pub(super) fn is_main_pod_link(name: &IfName) -> bool {
 }
 
 /// What to save of an existing pod: its own rules, or the earlier ones if these are among them; `None` if it has none.
-pub(super) fn to_known_pod(pod: IpAddr, dev: &Dev, own: &PodRules, before: Option<&KnownPod>) -> Option<KnownPod> {
+pub(super) fn to_known_pod(
+    pod: IpAddr,
+    dev: &Dev,
+    own: &CniRulesOfPods,
+    before: Option<&KnownPod>,
+) -> Option<KnownPod> {
     let link = known_link(dev.index, &dev.name)?;
     let from = own.from.get(&pod).map_or(&[][..], Vec::as_slice);
     let fits = |known: &&KnownPod| known.link == link && from.iter().all(|rule| known.rules.contains(&from_pod(rule)));

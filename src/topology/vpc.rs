@@ -13,7 +13,7 @@ use crate::observed::{Gap, SeenRoute};
 
 /// The VPC CNI's rules for pods.
 #[derive(Debug, Default)]
-pub struct PodRules<'a> {
+pub struct CniRulesOfPods<'a> {
     /// Rules 512, by pod.
     pub to: BTreeMap<IpAddr, &'a Rule>,
     /// Rules 1536, by pod, in the kernel's order.
@@ -31,7 +31,7 @@ pub struct VpcUplink<'a> {
     pub tables: BTreeSet<u32>,
 }
 
-impl<'a> PodRules<'a> {
+impl<'a> CniRulesOfPods<'a> {
     /// Adds one of the VPC CNI's rules for a pod.
     pub fn add(&mut self, pod: IpAddr, rule: &'a Rule) {
         match rule.priority {
@@ -47,8 +47,8 @@ impl<'a> Topology<'a> {
     /// # Errors
     ///
     /// What must be looked at first.
-    pub fn vpc_pod_rules(&self) -> Result<PodRules<'a>, Gap> {
-        let mut rules = PodRules::default();
+    pub fn vpc_pod_rules(&self) -> Result<CniRulesOfPods<'a>, Gap> {
+        let mut rules = CniRulesOfPods::default();
         if !self.is_vpc_cni()? {
             return Ok(rules);
         }

@@ -1,6 +1,6 @@
 //! docs/ARCHITECTURE.md lists the rooms of src from the bottom to the top. None uses one that is above it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -60,4 +60,23 @@ fn no_room_uses_one_above_it() {
         }
     }
     assert_eq!(upward, BTreeSet::new());
+}
+
+#[test]
+fn no_type_has_the_name_of_another() {
+    let definition = Regex::new(r"(?m)^(?:pub(?:\([a-z ]+\))? )?(?:struct|enum|trait|type|union) (\w+)").unwrap();
+    let tests = Regex::new(r"(?s)#\[cfg\(test\)\]\s*mod \w+ \{.*").unwrap();
+    let mut places = BTreeMap::<String, Vec<String>>::new();
+    for file in files(Path::new("src")) {
+        if OF_TESTS.iter().any(|name| file.ends_with(name)) {
+            continue;
+        }
+        let text = fs::read_to_string(Path::new("src").join(&file)).unwrap();
+        for found in definition.captures_iter(&tests.replace(&text, "")) {
+            places.entry(found[1].to_owned()).or_default().push(file.clone());
+        }
+    }
+    assert!(places.len() > 300, "types are not found: {}", places.len());
+    places.retain(|_, files| files.len() > 1);
+    assert_eq!(places, BTreeMap::new());
 }

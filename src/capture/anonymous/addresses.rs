@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use cidr::IpCidr;
 
-use super::Dice;
+use super::Randomness;
 
 /// Prefixes that mean the same everywhere. Addresses in them stay in them, and others stay outside.
 const MEANINGS: [(IpAddr, u8); 11] = [
@@ -25,23 +25,23 @@ const MEANINGS: [(IpAddr, u8); 11] = [
 ];
 
 /// A prefix: how long an address is, how long the prefix is, and its bits.
-type Node = (u8, u8, u128);
+type PrefixOf = (u8, u8, u128);
 
 /// What stands for which address.
-pub struct Addresses {
-    dice: Dice,
+pub struct AddressMap {
+    dice: Randomness,
     /// Prefixes after which the next bit stays what it is.
-    kept: BTreeSet<Node>,
+    kept: BTreeSet<PrefixOf>,
 }
 
-impl Default for Addresses {
-    fn default() -> Addresses {
+impl Default for AddressMap {
+    fn default() -> AddressMap {
         let mut kept = BTreeSet::new();
         for (address, length) in MEANINGS {
             let (width, bits) = bits(address);
             kept.extend((0..length).map(|length| (width, length, first(width, bits, length))));
         }
-        Addresses { dice: Dice::default(), kept }
+        AddressMap { dice: Randomness::default(), kept }
     }
 }
 
@@ -58,7 +58,7 @@ fn first(width: u8, bits: u128, length: u8) -> u128 {
     bits.checked_shr(u32::from(width - length)).unwrap_or_default()
 }
 
-impl Addresses {
+impl AddressMap {
     /// Keeps the places of the first and the last addresses of a prefix.
     pub fn protect(&mut self, prefix: IpCidr) {
         let (width, lowest) = bits(prefix.first_address());
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn prefixes_keep_their_relations() {
-        let mut addresses = Addresses::default();
+        let mut addresses = AddressMap::default();
         let prefixes = ["10.0.0.0/16", "10.0.1.0/24", "10.0.1.128/25", "fd00:1::/64", "2001:db8:7::/48", "0.0.0.0/0"];
         let prefixes = prefixes.map(|prefix| prefix.parse::<IpCidr>().unwrap());
         prefixes.iter().for_each(|prefix| addresses.protect(*prefix));
@@ -128,7 +128,7 @@ mod tests {
             assert!(IpCidr::new(low, prefix.network_length()).is_ok(), "{prefix} became {low}");
             assert_eq!(IpCidr::new(low, prefix.network_length()).unwrap().last_address(), high, "{prefix}");
         }
-        let is = |text: &str, addresses: &Addresses| addresses.of(text.parse().unwrap()).to_string();
+        let is = |text: &str, addresses: &AddressMap| addresses.of(text.parse().unwrap()).to_string();
         for plain in
             ["127.0.0.1", "169.254.169.254", "0.0.0.0", "255.255.255.255", "::1", "ff02::1", "fe80:ec2::1", "224.0.0.1"]
         {

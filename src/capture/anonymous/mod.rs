@@ -21,21 +21,21 @@ use crate::model::IfName;
 use crate::node::{Dumps, FibReader, Substitute};
 use crate::sorted;
 use crate::tape::{ByLook, Lists, Tape, bytes_of, text_of};
-use addresses::Addresses;
+use addresses::AddressMap;
 use words::{Numbers, Words};
 
 /// What replaces what.
 #[derive(Default)]
 struct Substitutes {
-    addresses: Addresses,
+    addresses: AddressMap,
     words: Words,
 }
 
 /// Numbers that look random, and are the same for the same question within one file.
 #[derive(Default)]
-struct Dice(RandomState);
+struct Randomness(RandomState);
 
-impl Dice {
+impl Randomness {
     fn roll(&self, question: impl std::hash::Hash) -> u64 {
         self.0.hash_one(question)
     }

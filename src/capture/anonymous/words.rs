@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use cidr::{IpCidr, IpInet};
 
-use super::{Dice, Substitutes};
+use super::{Randomness, Substitutes};
 use crate::config::{DEFAULT_YAML, SCHEMA};
 use crate::history::memory::Memory;
 
@@ -62,7 +62,7 @@ pub enum Numbers {
 
 /// What stands for which word.
 pub struct Words {
-    dice: Dice,
+    dice: Randomness,
     /// Of a word of the vocabulary, itself; of a substitute, behind a `=`, too.
     known: BTreeMap<String, String>,
 }
@@ -77,7 +77,7 @@ impl Default for Words {
         words
             .flat_map(|word| word.split('-').chain([word]))
             .for_each(|word| drop(known.insert(word.into(), word.into())));
-        Words { dice: Dice::default(), known }
+        Words { dice: Randomness::default(), known }
     }
 }
 

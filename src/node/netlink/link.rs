@@ -95,7 +95,7 @@ fn named(name: &IfName) -> DefaultNla {
 
 /// The used parts of a link message.
 #[derive(Default)]
-struct Message<'a> {
+struct LinkMessage<'a> {
     index: u32,
     flags: u32,
     name: Option<&'a [u8]>,
@@ -115,9 +115,9 @@ struct Message<'a> {
     data: &'a [u8],
 }
 
-impl<'a> Message<'a> {
-    fn read(payload: &'a [u8]) -> Result<Message<'a>, NetlinkError> {
-        let mut link = Message::default();
+impl<'a> LinkMessage<'a> {
+    fn read(payload: &'a [u8]) -> Result<LinkMessage<'a>, NetlinkError> {
+        let mut link = LinkMessage::default();
         for attribute in attributes(payload, HEADER)? {
             let (kind, value) = attribute?;
             match kind {
@@ -187,7 +187,7 @@ pub fn without_counters(payload: &[u8]) -> Vec<u8> {
 
 /// Decodes a link.
 pub fn seen(payload: &[u8]) -> Result<Option<Link>, NetlinkError> {
-    let link = Message::read(payload)?;
+    let link = LinkMessage::read(payload)?;
     Ok(Some(Link {
         dev: link.dev()?,
         up: link.is_up(),
@@ -204,7 +204,7 @@ pub fn seen(payload: &[u8]) -> Result<Option<Link>, NetlinkError> {
 
 /// Decodes a bridge; `None` for other links, which old kernels do not filter out.
 pub fn seen_bridge(payload: &[u8]) -> Result<Option<SeenBridge>, NetlinkError> {
-    let link = Message::read(payload)?;
+    let link = LinkMessage::read(payload)?;
     if link.kind != BRIDGE {
         return Ok(None);
     }
@@ -221,14 +221,14 @@ pub fn seen_bridge(payload: &[u8]) -> Result<Option<SeenBridge>, NetlinkError> {
 /// Decodes a veth: the link itself, and the index of its other end if that is in the same network namespace. `None` for
 /// other links.
 pub fn seen_veth(payload: &[u8]) -> Result<Option<(Dev, Option<u32>)>, NetlinkError> {
-    let link = Message::read(payload)?;
+    let link = LinkMessage::read(payload)?;
     if link.kind == VETH { Ok(Some((link.dev()?, link.other()))) } else { Ok(None) }
 }
 
 /// The name of a link that is built on another one (a VLAN, a macvlan), and the index of that one: 0 for a tunnel that
 /// is not bound to any. `None` for other links.
 pub fn seen_on_another(payload: &[u8]) -> Result<Option<(u32, IfName)>, NetlinkError> {
-    let link = Message::read(payload)?;
+    let link = LinkMessage::read(payload)?;
     let below = link.other().or_else(|| TUNNELS.iter().any(|(kind, _)| *kind == link.kind).then_some(0));
     below.map(|below| Ok((below, link.dev()?.name))).transpose()
 }

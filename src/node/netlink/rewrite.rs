@@ -30,7 +30,7 @@ pub trait Substitute {
 
 /// What becomes of an attribute.
 #[derive(Clone, Copy)]
-enum Fate {
+enum Rewrite {
     Stays,
     Address,
     /// A family, and an address of it.
@@ -47,21 +47,21 @@ enum Fate {
     Goes,
 }
 
-fn of_rule(kind: u16) -> Fate {
+fn of_rule(kind: u16) -> Rewrite {
     match kind {
-        rule::FRA_DST | rule::FRA_SRC => Fate::Address,
-        rule::FRA_IIFNAME | rule::FRA_OIFNAME => Fate::Name,
+        rule::FRA_DST | rule::FRA_SRC => Rewrite::Address,
+        rule::FRA_IIFNAME | rule::FRA_OIFNAME => Rewrite::Name,
         // Numbers, all of them.
-        rule::FRA_GOTO..=rule::FRA_DSCP_MASK => Fate::Stays,
-        _ => Fate::Emptied,
+        rule::FRA_GOTO..=rule::FRA_DSCP_MASK => Rewrite::Stays,
+        _ => Rewrite::Emptied,
     }
 }
 
-fn of_route(kind: u16) -> Fate {
+fn of_route(kind: u16) -> Rewrite {
     match kind {
-        RTA_DST | RTA_SRC | RTA_GATEWAY | RTA_PREFSRC => Fate::Address,
-        route::RTA_VIA => Fate::Via,
-        RTA_MULTIPATH => Fate::Hops,
+        RTA_DST | RTA_SRC | RTA_GATEWAY | RTA_PREFSRC => Rewrite::Address,
+        route::RTA_VIA => Rewrite::Via,
+        RTA_MULTIPATH => Rewrite::Hops,
         RTA_IIF
         | RTA_OIF
         | RTA_PRIORITY
@@ -69,36 +69,36 @@ fn of_route(kind: u16) -> Fate {
         | RTA_CACHEINFO
         | RTA_TABLE
         | route::RTA_PREF
-        | route::RTA_NH_ID => Fate::Stays,
+        | route::RTA_NH_ID => Rewrite::Stays,
         // Its being there is what counts.
-        route::RTA_ENCAP => Fate::Emptied,
-        _ => Fate::Goes,
+        route::RTA_ENCAP => Rewrite::Emptied,
+        _ => Rewrite::Goes,
     }
 }
 
-fn of_address(kind: u16) -> Fate {
+fn of_address(kind: u16) -> Rewrite {
     match kind {
-        IFA_ADDRESS | IFA_LOCAL | IFA_BROADCAST => Fate::Address,
-        IFA_CACHEINFO | IFA_FLAGS | addr::IFA_RT_PRIORITY | addr::IFA_PROTO => Fate::Stays,
-        _ => Fate::Goes,
+        IFA_ADDRESS | IFA_LOCAL | IFA_BROADCAST => Rewrite::Address,
+        IFA_CACHEINFO | IFA_FLAGS | addr::IFA_RT_PRIORITY | addr::IFA_PROTO => Rewrite::Stays,
+        _ => Rewrite::Goes,
     }
 }
 
-fn of_link(kind: u16) -> Fate {
+fn of_link(kind: u16) -> Rewrite {
     match kind {
-        IFLA_ADDRESS | IFLA_BROADCAST => Fate::Hardware,
-        IFLA_IFNAME => Fate::Name,
-        IFLA_IFALIAS => Fate::Alias,
-        IFLA_LINKINFO => Fate::LinkInfo,
-        IFLA_MTU | IFLA_LINK | IFLA_MASTER | IFLA_OPERSTATE | IFLA_GROUP | IFLA_LINK_NETNSID => Fate::Stays,
-        _ => Fate::Goes,
+        IFLA_ADDRESS | IFLA_BROADCAST => Rewrite::Hardware,
+        IFLA_IFNAME => Rewrite::Name,
+        IFLA_IFALIAS => Rewrite::Alias,
+        IFLA_LINKINFO => Rewrite::LinkInfo,
+        IFLA_MTU | IFLA_LINK | IFLA_MASTER | IFLA_OPERSTATE | IFLA_GROUP | IFLA_LINK_NETNSID => Rewrite::Stays,
+        _ => Rewrite::Goes,
     }
 }
 
 impl Dumps {
     /// The same with substitutes. What cannot be decoded is removed.
     pub fn replaced(&self, by: &mut dyn Substitute) -> Dumps {
-        let mut all = |messages: &[Message], header: usize, fate: fn(u16) -> Fate| -> Vec<Message> {
+        let mut all = |messages: &[Message], header: usize, fate: fn(u16) -> Rewrite| -> Vec<Message> {
             messages.iter().filter_map(|message| replaced(&message.0, header, fate, by).ok().map(Message)).collect()
         };
         Dumps {
@@ -139,7 +139,7 @@ impl Dumps {
 fn replaced(
     message: &[u8],
     header: usize,
-    fate: fn(u16) -> Fate,
+    fate: fn(u16) -> Rewrite,
     by: &mut dyn Substitute,
 ) -> Result<Vec<u8>, NetlinkError> {
     let mut kept: Vec<u8> = message.iter().copied().take(header).collect();
@@ -150,29 +150,29 @@ fn replaced(
 fn replace(
     kept: &mut Vec<u8>,
     attributes: Attributes<'_>,
-    fate: fn(u16) -> Fate,
+    fate: fn(u16) -> Rewrite,
     by: &mut dyn Substitute,
 ) -> Result<(), NetlinkError> {
     for attribute in attributes {
         let (kind, value) = attribute?;
         let value = match fate(kind) {
-            Fate::Stays => value.to_vec(),
-            Fate::Address => octets(by.address(ip_of(value)?)),
-            Fate::Via => {
+            Rewrite::Stays => value.to_vec(),
+            Rewrite::Address => octets(by.address(ip_of(value)?)),
+            Rewrite::Via => {
                 let (family, address) = value.split_at_checked(2).unwrap_or_default();
                 [family, &octets(by.address(ip_of(address)?))].concat()
             }
-            Fate::Name => [by.name(value.split(|byte| *byte == 0).next().unwrap_or_default()), vec![0]].concat(),
+            Rewrite::Name => [by.name(value.split(|byte| *byte == 0).next().unwrap_or_default()), vec![0]].concat(),
             // That of a tunnel is its own address.
-            Fate::Hardware => match ip_of(value) {
+            Rewrite::Hardware => match ip_of(value) {
                 Ok(address) => octets(by.address(address)),
                 Err(_) => by.hardware(value),
             },
-            Fate::Alias if value.strip_suffix(b"\0").unwrap_or(value) == ALIAS.as_bytes() => value.to_vec(),
-            Fate::Hops => hops(value, by)?,
-            Fate::LinkInfo => link_info(value),
-            Fate::Emptied => vec![0; value.len()],
-            Fate::Alias | Fate::Goes => continue,
+            Rewrite::Alias if value.strip_suffix(b"\0").unwrap_or(value) == ALIAS.as_bytes() => value.to_vec(),
+            Rewrite::Hops => hops(value, by)?,
+            Rewrite::LinkInfo => link_info(value),
+            Rewrite::Emptied => vec![0; value.len()],
+            Rewrite::Alias | Rewrite::Goes => continue,
         };
         push(kept, kind, &value);
     }

@@ -16,7 +16,7 @@ use super::attr::{
 use super::socket::{NetlinkError, undecodable};
 use crate::explain::fib::Packet;
 use crate::model::{Family, Route, RouteOptions, Scope, Special, TABLE_MAIN, family_of};
-use crate::observed::{Hop, RouteSet, SeenRoute, Target};
+use crate::observed::{RouteSet, SeenHop, SeenRoute, Target};
 
 /// Length of struct rtmsg.
 pub const HEADER: usize = 12;
@@ -196,7 +196,7 @@ pub fn seen(payload: &[u8]) -> Result<Option<SeenRoute>, NetlinkError> {
         }
     }
     let target = match special(kind) {
-        None if plain => Target::Hop(hop),
+        None if plain => Target::SeenHop(hop),
         special => {
             // None if the kernel does not show the next hops of a nexthop object.
             several.extend(Some(hop).filter(|hop| hop.oif.is_some() || hop.via.is_some()));
@@ -256,10 +256,10 @@ fn special(kind: u8) -> Option<Special> {
     })
 }
 
-fn hop_of(flags: u32) -> Hop {
+fn hop_of(flags: u32) -> SeenHop {
     let has = |flag| flags & flag != 0;
     let (dead, linkdown, onlink) = (has(RTNH_F_DEAD), has(RTNH_F_LINKDOWN), has(RTNH_F_ONLINK));
-    Hop { dead, linkdown, onlink, ..Hop::new(None, None) }
+    SeenHop { dead, linkdown, onlink, ..SeenHop::new(None, None) }
 }
 
 /// RTA_VIA: an address after its family (struct rtvia).
@@ -269,13 +269,13 @@ fn other_family(value: &[u8]) -> Result<IpAddr, NetlinkError> {
 
 /// The hops of RTA_MULTIPATH (struct rtnexthop, each with attributes); `odd` is set if one has parts that `Hop` does
 /// not hold.
-pub fn hops(mut value: &[u8], odd: &mut bool) -> Result<Vec<Hop>, NetlinkError> {
+pub fn hops(mut value: &[u8], odd: &mut bool) -> Result<Vec<SeenHop>, NetlinkError> {
     let mut hops = Vec::new();
     while let [length_0, length_1, flags, weight, index @ ..] = value {
         let length = usize::from(u16::from_ne_bytes([*length_0, *length_1]));
         let own = value.get(NEXT_HOP..length).ok_or_else(|| undecodable("a next hop is longer than its route"))?;
         let weight = u16::from(*weight) + 1;
-        let mut hop = Hop { oif: Some(number(index)?), weight, ..hop_of((*flags).into()) };
+        let mut hop = SeenHop { oif: Some(number(index)?), weight, ..hop_of((*flags).into()) };
         for attribute in Attributes::nested(own) {
             match attribute? {
                 (RTA_GATEWAY, value) => hop.via = Some(ip_of(value)?),

@@ -85,7 +85,7 @@ impl NetlinkError {
 
 /// Who answers.
 #[derive(Debug)]
-enum Source {
+enum Answers {
     /// The kernel.
     Kernel(SockProtocol, OwnedFd),
     /// A captured node.
@@ -95,7 +95,7 @@ enum Source {
 /// A netlink socket, or what was captured of the answers of one.
 #[derive(Debug)]
 pub struct Netlink {
-    source: Source,
+    source: Answers,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -112,27 +112,27 @@ impl Netlink {
     }
 
     fn of(protocol: SockProtocol) -> Result<Netlink, NetlinkError> {
-        let source = Source::Kernel(protocol, open_socket(protocol)?);
+        let source = Answers::Kernel(protocol, open_socket(protocol)?);
         Ok(Netlink { source, sequence: 0, buffer: vec![0; BUFFER] })
     }
 
     /// Answers as the kernel of a captured node did. It changes nothing.
     pub fn captured(dumps: Arc<Dumps>) -> Netlink {
-        Netlink { source: Source::Captured(dumps), sequence: 0, buffer: Vec::new() }
+        Netlink { source: Answers::Captured(dumps), sequence: 0, buffer: Vec::new() }
     }
 
     /// The names of all links, where they were captured.
     pub fn captured_names(&self) -> Option<Vec<IfName>> {
         match &self.source {
-            Source::Kernel(..) => None,
-            Source::Captured(dumps) => Some(dumps.names()),
+            Answers::Kernel(..) => None,
+            Answers::Captured(dumps) => Some(dumps.names()),
         }
     }
 
     fn socket(&self) -> Result<BorrowedFd<'_>, NetlinkError> {
         match &self.source {
-            Source::Kernel(_, socket) => Ok(socket.as_fd()),
-            Source::Captured(_) => Err(Dumps::not_captured()),
+            Answers::Kernel(_, socket) => Ok(socket.as_fd()),
+            Answers::Captured(_) => Err(Dumps::not_captured()),
         }
     }
 
@@ -144,7 +144,7 @@ impl Netlink {
 
     /// The name of the interface with this index; `None` if it does not exist. (Any socket supports SIOCGIFNAME.)
     pub fn name_of(&self, index: u32) -> Result<Option<IfName>, NetlinkError> {
-        if let Source::Captured(dumps) = &self.source {
+        if let Answers::Captured(dumps) = &self.source {
             return Ok(dumps.name_of(index));
         }
         match rustix::net::netdevice::index_to_name_inlined(self.socket()?, index) {
@@ -156,7 +156,7 @@ impl Netlink {
 
     /// Notifies the watcher that listens at this port: what was announced until now happened before the looks to come.
     pub fn mark(&self, port: u32) {
-        if let Source::Kernel(_, socket) = &self.source {
+        if let Answers::Kernel(_, socket) = &self.source {
             super::announce::mark(socket, port);
         }
     }
@@ -209,7 +209,7 @@ impl Netlink {
     }
 
     fn get_each(&mut self, kind: u16, body: &dyn Emitable, each: Each<'_>) -> Result<(), NetlinkError> {
-        if let Source::Captured(dumps) = &self.source {
+        if let Answers::Captured(dumps) = &self.source {
             return dumps.get(kind, body, each);
         }
         // No acknowledgement is requested: the one message is the whole answer.
@@ -237,7 +237,7 @@ impl Netlink {
 
     /// Hands out all messages of a dump; `None` before each that begins anew.
     fn dump_each(&mut self, kind: u16, body: &dyn Emitable, each: EachOfAll<'_>) -> Result<(), NetlinkError> {
-        if let Source::Captured(dumps) = &self.source {
+        if let Answers::Captured(dumps) = &self.source {
             return dumps.dump(kind, body, &mut |message| each(Some(message)));
         }
         for _ in 0..TRIES {
@@ -250,7 +250,7 @@ impl Netlink {
                     | NetlinkError::Refused { errno: Errno::ENOBUFS | Errno::EBUSY, .. },
                 ) => {
                     // The rest of the old answer may still arrive, so a new socket is used.
-                    if let Source::Kernel(protocol, socket) = &mut self.source {
+                    if let Answers::Kernel(protocol, socket) = &mut self.source {
                         *socket = open_socket(*protocol)?;
                     }
                 }

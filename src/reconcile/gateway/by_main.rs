@@ -10,7 +10,7 @@ use super::{Candidate, GatewayVerdict, Search, is_down};
 use crate::model::{
     Family, IfName, PROTO_MENDED, Rule, TABLE_MAIN, UPLINK_RULE_PRIORITY, family_of, is_link_local, shortened,
 };
-use crate::observed::{Gap, Hop, SeenRoute};
+use crate::observed::{Gap, SeenHop, SeenRoute};
 use crate::sorted;
 use crate::topology::{cni, host};
 
@@ -109,7 +109,7 @@ impl Search<'_> {
         let subnets = self.topology.subnets(index, self.family)?;
         // An uplink with only a /32 has no subnet; the main table's routes through it name its gateway.
         let alone = subnets.iter().all(|subnet| is_link_local(subnet.first_address()));
-        for Hop { via, oif, .. } in self.hops_of_main()? {
+        for SeenHop { via, oif, .. } in self.hops_of_main()? {
             let Some(gateway) = via else { continue };
             let inside = if is_link_local(gateway) {
                 // Link-local addresses are per link: one is known for the link of its route.
@@ -126,7 +126,7 @@ impl Search<'_> {
         Ok((near, far))
     }
 
-    pub(super) fn hops_of_main(&self) -> Result<Vec<Hop>, Gap> {
+    pub(super) fn hops_of_main(&self) -> Result<Vec<SeenHop>, Gap> {
         let main = self.topology.table(self.family, TABLE_MAIN)?;
         let defaults = main.iter().filter(|route| route.to.network_length() == 0 && route.is_unlimited());
         let defaults = defaults.filter(|route| route.protocol != PROTO_MENDED);
@@ -195,7 +195,7 @@ impl Search<'_> {
         for (family, table) in tables {
             let routes = self.topology.table(family, table)?;
             let defaults = routes.iter().filter(|it| it.is_of_default_class() && it.protocol != PROTO_MENDED);
-            for Hop { via, oif, .. } in defaults.flat_map(SeenRoute::hops) {
+            for SeenHop { via, oif, .. } in defaults.flat_map(SeenRoute::hops) {
                 let (Some(via), Some(oif)) = (via, oif) else { return Ok(false) };
                 let Some(link) = self.topology.link(*oif)? else { return Ok(false) };
                 // A branch link has no address, so its subnet is not known.
@@ -215,7 +215,7 @@ impl Search<'_> {
     fn no_gateway_of_main(&self, index: u32, name: &IfName) -> Result<String, Gap> {
         let hops = self.hops_of_main()?;
         let elsewhere = hops.iter().find(|hop| hop.oif != Some(index) && hop.via.is_some_and(is_link_local));
-        if let Some(Hop { via: Some(gateway), oif: Some(oif), .. }) = elsewhere {
+        if let Some(SeenHop { via: Some(gateway), oif: Some(oif), .. }) = elsewhere {
             let other = self.topology.name_of(*oif)?;
             return Ok(format!(
                 "{gateway} is the router on the link of {other}; the router on that of {name} is not known"

@@ -296,8 +296,8 @@ fn is_unknown(case: &str) -> bool {
 
 /// The same route over another link.
 fn at(index: u32, route: &SeenRoute) -> SeenRoute {
-    use crate::observed::{Hop, Target};
-    SeenRoute { target: Target::Hop(Hop::new(None, Some(index))), ..route.clone() }
+    use crate::observed::{SeenHop, Target};
+    SeenRoute { target: Target::SeenHop(SeenHop::new(None, Some(index))), ..route.clone() }
 }
 
 #[test]
