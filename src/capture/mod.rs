@@ -143,6 +143,7 @@ mod tests {
     use super::*;
     use crate::doctor::{self, Drops};
     use crate::engine;
+    use crate::node::Marks;
     use crate::status;
 
     /// Asks a captured node all that can be asked of one.
@@ -156,7 +157,7 @@ mod tests {
         doctor::examine(&desired, &mut host, &root, Drops::Counted);
         let address = |text: &str| text.parse::<std::net::IpAddr>();
         let (Ok(pod), Ok(far)) = (address("10.0.1.100"), address("192.0.2.1")) else { return false };
-        node.reader().read(pod, far, true).is_ok() && node.reader().shown().is_ok()
+        node.reader().read(pod, far, Marks::Some).is_ok() && node.reader().shown().is_ok()
     }
 
     #[test]

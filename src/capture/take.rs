@@ -13,7 +13,7 @@ use crate::doctor::{self, Drops};
 use crate::engine;
 use crate::host::Host;
 use crate::model::{SysctlKey, one_line};
-use crate::node::{self, FibReader, Root};
+use crate::node::{self, FibReader, Marks, Root};
 use crate::observed::{Gap, Observed};
 use crate::status;
 use crate::store::Store;
@@ -109,7 +109,7 @@ pub fn take(
     let _ = host.ask(&mut Observed::default(), more);
     let mut reader = FibReader::captured(Arc::clone(&dumps), tape.clone());
     for nowhere in [std::net::Ipv4Addr::UNSPECIFIED.into(), std::net::Ipv6Addr::UNSPECIFIED.into()] {
-        let _ = reader.read(nowhere, nowhere, true);
+        let _ = reader.read(nowhere, nowhere, Marks::Some);
     }
     let shown = reader.shown()?;
     let captured = host.store.recall().map_or(Duration::ZERO, |recall| recall.wall);

@@ -14,7 +14,7 @@ use crate::explain::{self, Explanation, pods};
 use crate::history::memory::Patience;
 use crate::host::Host;
 use crate::model::Family;
-use crate::node::FibReader;
+use crate::node::{FibReader, Marks};
 use crate::observed::Observed;
 use crate::sorted;
 use crate::topology::Topology;
@@ -45,7 +45,8 @@ pub(super) fn explain(cli: &Cli, asked: &Explain) -> anyhow::Result<u8> {
 
 fn one(cli: &Cli, asked: &Explain, witness: &mut Witness, source: IpAddr, destination: IpAddr) -> anyhow::Result<u8> {
     let flow = asked.flow(Family::of(source));
-    let fib = witness.reader.read(source, destination, flow.mark != 0)?;
+    let marks = if flow.mark == 0 { Marks::None } else { Marks::Some };
+    let fib = witness.reader.read(source, destination, marks)?;
     if let Some(odd) = [source, destination].into_iter().find(|address| fib.is_broadcast(*address)) {
         error!("{odd} is the broadcast address of a subnet of this node; explain requires addresses of single hosts");
         return Ok(EXIT_USAGE);

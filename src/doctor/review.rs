@@ -40,13 +40,13 @@ pub fn write(examination: &Examination, directory: &Path) -> anyhow::Result<Revi
     let top = open_top(directory)?;
     // Before the first is written.
     for path in files.keys() {
-        parent(&top, directory, path, false)?;
+        parent(&top, directory, path, Missing::Stays)?;
     }
     let mut review = Review::default();
     for (path, text) in files {
         let shown = directory.join(path.strip_prefix("/").unwrap_or(path));
         let cannot = || format!("cannot write {}", one_line(&shown.to_string_lossy()));
-        let parent = parent(&top, directory, path, true)?;
+        let parent = parent(&top, directory, path, Missing::IsMade)?;
         let (parent, name) = parent.zip(path.file_name()).with_context(cannot)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
@@ -84,8 +84,15 @@ fn open_top(directory: &Path) -> anyhow::Result<OwnedFd> {
 
 const INTO: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// The directory of a proposed file. `None` if it is missing and must not be created.
-fn parent(top: &OwnedFd, directory: &Path, path: &Path, make: bool) -> anyhow::Result<Option<OwnedFd>> {
+/// What becomes of a missing directory.
+#[derive(Clone, Copy, PartialEq)]
+enum Missing {
+    Stays,
+    IsMade,
+}
+
+/// The directory of a proposed file. `None` if it is missing and stays so.
+fn parent(top: &OwnedFd, directory: &Path, path: &Path, missing: Missing) -> anyhow::Result<Option<OwnedFd>> {
     let mut here = top.try_clone()?;
     let mut shown = directory.to_path_buf();
     for component in path.parent().into_iter().flat_map(Path::components) {
@@ -96,14 +103,14 @@ fn parent(top: &OwnedFd, directory: &Path, path: &Path, make: bool) -> anyhow::R
         };
         shown.push(name);
         let cannot = |verb: &str| format!("cannot {verb} the directory {}", one_line(&shown.to_string_lossy()));
-        if make {
+        if missing == Missing::IsMade {
             match rustix::fs::mkdirat(&here, name, Mode::from_raw_mode(0o755)) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error).with_context(|| cannot("make")),
             }
         }
         here = match rustix::fs::openat(&here, name, INTO, Mode::empty()) {
-            Err(Errno::NOENT) if !make => return Ok(None),
+            Err(Errno::NOENT) if missing == Missing::Stays => return Ok(None),
             Err(Errno::NOTDIR | Errno::LOOP) => {
                 bail!("{} is {}", one_line(&shown.to_string_lossy()), obstacle(&here, name.as_bytes()))
             }

@@ -21,8 +21,14 @@ pub struct LogField {
     pub name: &'static str,
     /// The value alone.
     pub plain: String,
-    /// Whether a line quotes it.
-    quoted: bool,
+    quotes: Quotes,
+}
+
+/// Where a value stands in quotes.
+#[derive(Debug, Clone, Copy)]
+enum Quotes {
+    InLines,
+    Never,
 }
 
 impl Said {
@@ -33,10 +39,10 @@ impl Said {
         said
     }
 
-    fn take(&mut self, field: &Field, plain: String, quoted: bool) {
+    fn take(&mut self, field: &Field, plain: String, quotes: Quotes) {
         match field.name() {
             "message" => self.message = plain,
-            name => self.fields.push(LogField { name, plain, quoted }),
+            name => self.fields.push(LogField { name, plain, quotes }),
         }
     }
 }
@@ -44,16 +50,19 @@ impl Said {
 impl LogField {
     /// The value as it is shown in a line.
     pub fn in_a_line(&self) -> String {
-        if self.quoted { format!("{:?}", self.plain) } else { self.plain.clone() }
+        match self.quotes {
+            Quotes::InLines => format!("{:?}", self.plain),
+            Quotes::Never => self.plain.clone(),
+        }
     }
 }
 
 impl Visit for Said {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.take(field, value.into(), true);
+        self.take(field, value.into(), Quotes::InLines);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.take(field, format!("{value:?}"), false);
+        self.take(field, format!("{value:?}"), Quotes::Never);
     }
 }

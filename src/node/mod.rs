@@ -19,7 +19,7 @@ pub use apply::{Applied, ApplyError};
 pub use conf_dirs::{ConfFiles, Root};
 pub use netlink::announce::{Announcements, Heard};
 pub use netlink::dumps::Dumps;
-pub use netlink::fib::FibReader;
+pub use netlink::fib::{FibReader, Marks};
 pub use netlink::rewrite::Substitute;
 use netlink::socket::Netlink;
 

@@ -30,17 +30,25 @@ pub const GATEWAY_ICMP: u32 = 0;
 /// Mark and mask of the VPC CNI's rule 1024.
 pub const MARK: (u32, u32) = (0x80, 0x80);
 
-/// The VPC CNI's names for pods' links: `eni` or `vlan`, and 11 hexadecimal digits. If it is certainly in use
-/// (`proven`), any configured prefix of one to four letters, except Calico's and Cilium's (`lxc` and 12 digits).
-pub fn is_pod_link(name: &IfName, proven: bool) -> bool {
+/// The VPC CNI's own names for pods' links: `eni` or `vlan`, and 11 hexadecimal digits.
+pub fn is_pod_link(name: &IfName) -> bool {
+    matches!(prefix_of(name), Some(b"eni" | b"vlan"))
+}
+
+/// Where the VPC CNI is certainly in use, any configured prefix of one to four letters counts as well, except Calico's
+/// and Cilium's (`lxc` and 12 digits).
+pub fn may_be_pod_link(name: &IfName) -> bool {
+    prefix_of(name).is_some_and(|prefix| {
+        let letters = (1..=4).contains(&prefix.len()) && prefix.iter().all(u8::is_ascii_lowercase);
+        letters && prefix != b"cali" && !prefix.starts_with(b"lxc")
+    })
+}
+
+/// What stands before the 11 hexadecimal digits of such a name.
+fn prefix_of(name: &IfName) -> Option<&[u8]> {
     let name = name.as_bytes();
-    let Some((prefix, digits)) = name.len().checked_sub(11).and_then(|at| name.split_at_checked(at)) else {
-        return false;
-    };
-    let hexadecimal = digits.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    let letters = (1..=4).contains(&prefix.len()) && prefix.iter().all(u8::is_ascii_lowercase);
-    let is_of_others = prefix == b"cali" || prefix.starts_with(b"lxc");
-    hexadecimal && (matches!(prefix, b"eni" | b"vlan") || proven && letters && !is_of_others)
+    let (prefix, digits) = name.split_at_checked(name.len().checked_sub(11)?)?;
+    digits.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')).then_some(prefix)
 }
 
 /// Whether a link is one of the VPC CNI's branch links, `vlan.eth.N`, which have no address by design.
@@ -51,7 +59,7 @@ pub fn is_branch_link(name: &IfName) -> bool {
 
 /// Whether a link belongs to a pod behind one of the VPC CNI's branch links.
 pub fn is_branch_pod_link(name: &IfName) -> bool {
-    name.as_bytes().starts_with(b"vlan") && is_pod_link(name, false)
+    name.as_bytes().starts_with(b"vlan") && is_pod_link(name)
 }
 
 /// Whether a rule is the VPC CNI's for marked packets.
@@ -81,13 +89,13 @@ impl Topology<'_> {
             return Ok(true);
         }
         let names = self.names()?;
-        if names.values().any(|name| is_pod_link(name, false)) {
+        if names.values().any(|name| is_pod_link(name)) {
             return Ok(true);
         }
         if !to && !from {
             return Ok(false);
         }
-        let of_form = |(_, index): &(IpAddr, u32)| names.get(index).is_some_and(|name| is_pod_link(name, true));
+        let of_form = |(_, index): &(IpAddr, u32)| names.get(index).is_some_and(|name| may_be_pod_link(name));
         let pods = self.pods_of_rules()?;
         Ok(self
             .host_routes_of_rules()?
@@ -106,9 +114,9 @@ impl Topology<'_> {
         let mut proven = None;
         let mut of_pods = BTreeSet::new();
         for Dev { index, name } in links {
-            if is_pod_link(name, false) {
+            if is_pod_link(name) {
                 of_pods.insert(*index);
-            } else if is_pod_link(name, true) {
+            } else if may_be_pod_link(name) {
                 let proven = match proven {
                     Some(proven) => proven,
                     None => *proven.insert(self.is_vpc_cni()?),

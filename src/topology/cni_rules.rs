@@ -7,7 +7,7 @@ use cidr::IpCidr;
 
 use super::cni::{
     BRANCH, EXTERNAL, GATEWAY_ICMP, MARK, MARKED, MOVED_LOCAL, TO_POD, is_branch_link, is_branch_pod_link,
-    is_mark_rule, is_pod_link,
+    is_mark_rule, is_pod_link, may_be_pod_link,
 };
 use super::cni_forms::{Purpose, of_cni, with_extras};
 use super::vpc::CniRulesOfPods;
@@ -105,12 +105,12 @@ impl<'a> CniRules<'a> {
         let has_uplink = || self.others.iter().any(|(_, purpose)| matches!(purpose, Purpose::Uplink(_)));
         self.others.iter().any(|(rule, _)| is_mark_rule(rule))
             || !to.is_empty() && !from.is_empty() && has_uplink()
-            || self.pods(false).any(|pod| to.contains_key(&pod) || from.contains_key(&pod))
+            || self.pods_behind(is_pod_link).any(|pod| to.contains_key(&pod) || from.contains_key(&pod))
     }
 
-    /// The existing pods. If nothing else proves the CNI, only those behind links with names that only it uses.
-    fn pods(&self, proven: bool) -> impl Iterator<Item = IpAddr> {
-        self.pods.iter().filter(move |(_, dev)| proven || is_pod_link(&dev.name, false)).map(|(pod, _)| *pod)
+    /// The existing pods behind links with such names.
+    fn pods_behind(&self, is_such: impl Fn(&IfName) -> bool) -> impl Iterator<Item = IpAddr> {
+        self.pods.iter().filter(move |(_, dev)| is_such(&dev.name)).map(|(pod, _)| *pod)
     }
 
     fn index_of(&self, name: &IfName) -> Option<u32> {
@@ -189,7 +189,8 @@ impl<'a> CniRules<'a> {
     /// What must be looked at first.
     pub fn missing(&self, known: &CniMemory, proven: bool) -> Result<BTreeMap<Rule, Purpose>, Gap> {
         let mut missing = BTreeMap::new();
-        for pod in self.pods(proven) {
+        // If nothing else proves the CNI, only those behind links with names that only it uses.
+        for pod in self.pods_behind(|name| proven || is_pod_link(name)) {
             if !self.own.to.contains_key(&pod) && !self.restored.to.contains_key(&pod) {
                 missing.insert(to_pod(pod), Purpose::Pod(pod));
             }
@@ -273,13 +274,13 @@ impl<'a> CniRules<'a> {
     /// The pods of which only the rule 512 can be restored: it was removed, and no run has seen their other rules.
     pub fn unknown(&self, known: &CniMemory) -> Vec<IpAddr> {
         let own = |pod: &IpAddr| self.own.to.contains_key(pod) || self.own.from.contains_key(pod);
-        self.pods(true).filter(|pod| !own(pod) && known_pod(known, *pod).is_none()).collect()
+        self.pods_behind(|_| true).filter(|pod| !own(pod) && known_pod(known, *pod).is_none()).collect()
     }
 }
 
 /// Whether a link has the form of the CNI's for a pod of the main table, where the CNI is certain.
 pub(super) fn is_main_pod_link(name: &IfName) -> bool {
-    is_pod_link(name, true) && !is_branch_pod_link(name)
+    may_be_pod_link(name) && !is_branch_pod_link(name)
 }
 
 /// What to save of an existing pod: its own rules, or the earlier ones if these are among them; `None` if it has none.

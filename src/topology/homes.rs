@@ -10,7 +10,7 @@ use std::net::IpAddr;
 
 use cidr::IpCidr;
 
-use super::cni::is_pod_link;
+use super::cni::{is_pod_link, may_be_pod_link};
 use super::pods::Site;
 use super::{LOOPBACK, Topology, is_card, is_kernels, links_of, sends, sends_by_link};
 use crate::model::{Family, PROTO_MENDED, Rule, TABLE_MAIN};
@@ -170,7 +170,7 @@ impl Topology<'_> {
             }
             let mut gateways = BTreeSet::new();
             for link in links(SeenRoute::is_host_on_link) {
-                if !self.name(link)?.is_some_and(|name| is_pod_link(name, false)) {
+                if !self.name(link)?.is_some_and(is_pod_link) {
                     gateways.insert(link);
                 }
             }
@@ -221,7 +221,7 @@ impl Topology<'_> {
     /// What must be looked at first.
     pub fn stray_pod(&self, address: IpAddr) -> Result<Option<(Site, u32)>, Gap> {
         let family = Family::of(address);
-        let proven = self.is_vpc_cni()?;
+        let is_of_pod = if self.is_vpc_cni()? { may_be_pod_link } else { is_pod_link };
         let mut tables = BTreeSet::new();
         for rule in self.rules()?.filter(|rule| rule.family == family && !is_kernels(rule.table)) {
             if sends_by_link(rule).is_some() || sends(rule).is_some() {
@@ -232,7 +232,7 @@ impl Topology<'_> {
         for table in tables {
             let to_it = |route: &&SeenRoute| route.to == IpCidr::new_host(address) && route.is_host_on_link();
             let Some(link) = self.table(family, table)?.iter().find(to_it).and_then(SeenRoute::oif) else { continue };
-            let Some(name) = self.name(link)?.filter(|name| is_pod_link(name, proven)) else { continue };
+            let Some(name) = self.name(link)?.filter(|name| is_of_pod(name)) else { continue };
             let named = branches.iter().find(|(behind, named)| *behind == name && *named != table);
             if let Some((_, named)) = named {
                 return Ok(Some((Site { link, table, by_host_route: true }, *named)));

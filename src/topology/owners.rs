@@ -150,7 +150,7 @@ fn is_of_nodeadm(rule: &Rule) -> bool {
 
 /// Whether a rule is for packets from a branch link of the VPC CNI, or from the link of a pod behind one.
 fn is_of_branch(rule: &Rule) -> bool {
-    let of_branch = |name: &IfName| is_branch_link(name) || is_pod_link(name, false);
+    let of_branch = |name: &IfName| is_branch_link(name) || is_pod_link(name);
     rule.priority == BRANCH && sends_by_link(rule).is_some_and(|(name, _)| of_branch(name))
 }
 

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::cni::{is_branch_link, is_pod_link};
+use super::cni::{is_branch_link, is_pod_link, may_be_pod_link};
 use super::{Topology, host, sends_by_link};
 use crate::model::{Family, IfName, PROTO_KERNEL, PROTO_MENDED, TABLE_MAIN};
 use crate::observed::{Gap, SeenRoute};
@@ -104,9 +104,9 @@ impl<'a> Topology<'a> {
 
     /// The links with the VPC CNI's names for pods, by index.
     pub fn vpc_pod_links(&self) -> Result<BTreeMap<u32, &'a IfName>, Gap> {
-        let proven = self.is_vpc_cni()?;
+        let is_of_pod = if self.is_vpc_cni()? { may_be_pod_link } else { is_pod_link };
         let mut names = self.names()?;
-        names.retain(|_, name| is_pod_link(name, proven));
+        names.retain(|_, name| is_of_pod(name));
         Ok(names)
     }
 

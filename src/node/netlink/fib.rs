@@ -27,6 +27,15 @@ pub struct FibReader {
     tape: Tape,
 }
 
+/// Whether packets may have marks: what only matters then is read only then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Marks {
+    /// They may.
+    Some,
+    /// They have none.
+    None,
+}
+
 impl FibReader {
     /// Opens the connection to the kernel.
     ///
@@ -43,13 +52,13 @@ impl FibReader {
         FibReader { netlink: Netlink::captured(dumps), tape }
     }
 
-    /// Everything that routes packets between two addresses of one family; they may have a mark.
+    /// Everything that routes packets between two addresses of one family; their packets may have marks.
     ///
     /// # Errors
     ///
     /// What could not be read.
-    pub fn read(&mut self, a: IpAddr, b: IpAddr, marked: bool) -> anyhow::Result<Fib> {
-        self.read_where(Family::of(a), marked, &|route| route.to.contains(&a) || route.to.contains(&b))
+    pub fn read(&mut self, a: IpAddr, b: IpAddr, marks: Marks) -> anyhow::Result<Fib> {
+        self.read_where(Family::of(a), marks, &|route| route.to.contains(&a) || route.to.contains(&b))
     }
 
     /// Everything that routes packets of a family without a mark.
@@ -58,10 +67,10 @@ impl FibReader {
     ///
     /// What could not be read.
     pub fn read_all(&mut self, family: Family) -> anyhow::Result<Fib> {
-        self.read_where(family, false, &|_| true)
+        self.read_where(family, Marks::None, &|_| true)
     }
 
-    fn read_where(&mut self, family: Family, marked: bool, wanted: &dyn Fn(&SeenRoute) -> bool) -> anyhow::Result<Fib> {
+    fn read_where(&mut self, family: Family, marks: Marks, wanted: &dyn Fn(&SeenRoute) -> bool) -> anyhow::Result<Fib> {
         let FibReader { netlink, tape } = self;
         let of_family = |payload: &[u8]| Ok(rule::seen(payload)?.filter(|seen| seen.rule.family == family));
         let rules = netlink.dump(RTM_GETRULE, &rule::all_of(family), of_family);
@@ -92,12 +101,12 @@ impl FibReader {
             let accept_local = family == Family::V4 && is_on(tape, "ipv4", &link.dev.name, "accept_local");
             let force_forwarding = family == Family::V6 && is_on(tape, "ipv6", &link.dev.name, "force_forwarding");
             let src_valid_mark =
-                marked && family == Family::V4 && is_on(tape, "ipv4", &link.dev.name, "src_valid_mark");
+                marks == Marks::Some && family == Family::V4 && is_on(tape, "ipv4", &link.dev.name, "src_valid_mark");
             confs.insert(link.dev.index, Conf { accept_local, force_forwarding, src_valid_mark, ..seen });
         }
         let all_name = IfName::new(b"all");
         let of_all = |key| family == Family::V4 && all_name.as_ref().is_some_and(|name| is_on(tape, "ipv4", name, key));
-        let (accept_local, src_valid_mark) = (of_all("accept_local"), marked && of_all("src_valid_mark"));
+        let (accept_local, src_valid_mark) = (of_all("accept_local"), marks == Marks::Some && of_all("src_valid_mark"));
         let all = Conf { accept_local, src_valid_mark, ..seen.remove(&netconf::ALL).unwrap_or_default() };
         Ok(Fib {
             rules,

@@ -135,7 +135,7 @@ impl Search<'_> {
         let Some(name) = route.oif().map(|index| self.topology.name(index)).transpose()?.flatten() else {
             return Ok(false);
         };
-        Ok(cni::is_pod_link(name, false))
+        Ok(cni::is_pod_link(name))
     }
 
     fn unknown(&self, what: &str) -> Result<GatewayVerdict, Gap> {
