@@ -83,9 +83,12 @@ struct Watcher {
     notify: Notify,
     shown: Shown,
     shows: Shows,
-    /// Whether the last run could not be started, was killed, or did not end.
-    fails: bool,
+    /// Whether the last run could not be started, was killed, or did not end; of the two kinds of runs.
+    repairs_fail: bool,
+    restarts_fail: bool,
     pace: Duration,
+    /// When the last run that makes repairs was started.
+    started: Instant,
     /// When the first announcement came that no run has seen, on the clock since boot.
     unseen: Option<Duration>,
     /// No run starts before this time.
@@ -123,8 +126,10 @@ impl Watcher {
             notify: Notify::new(),
             shown: Shown { pid: std::process::id(), since: wall_clock().as_secs(), ..Shown::default() },
             shows: Shows::default(),
-            fails: false,
+            repairs_fail: false,
+            restarts_fail: false,
             pace: PACE,
+            started: now,
             unseen: None,
             earliest: now,
             hung_up: None,
@@ -165,7 +170,7 @@ impl Watcher {
 
     /// Starts a run that looks and makes repairs.
     fn start_repairs(&mut self, now: Instant) {
-        self.earliest = now + self.pace;
+        (self.started, self.earliest) = (now, now + self.pace);
         self.tick = self.every.map(|every| now + every);
         self.repair_at = None;
         self.hear();
@@ -204,24 +209,12 @@ impl Watcher {
                 Some(child)
             }
             Err(error) => {
-                self.report(Some(format!("cannot start {}: {error}", self.program.display())));
+                report_fault(&mut self.repairs_fail, Some(format!("cannot start {}: {error}", self.program.display())));
                 self.earliest += PACE.saturating_sub(self.pace);
                 self.unseen.get_or_insert_with(|| boot_time().unwrap_or_default());
                 None
             }
         }
-    }
-
-    /// Reports the first run that fails, and the first one that does not.
-    fn report(&mut self, fault: Option<String>) {
-        match &fault {
-            Some(reason) if !self.fails => {
-                warn!(target: "no_run", reason, "cannot make a run; trying again, and reporting when it works");
-            }
-            None if self.fails => info!("runs work again"),
-            _ => {}
-        }
-        self.fails = fault.is_some();
     }
 
     /// Sleeps until this time or an event, and records the event.
@@ -303,13 +296,14 @@ impl Watcher {
         if let Some(mut child) = self.repairs.take_if(|child| child.is(pid)) {
             let report = child.report();
             // One that was killed has done nothing or a part. The next one follows at once, unless that is killed as well.
-            let is_first_killed = matches!(ended, Ended::Signal(_)) && !self.fails;
-            self.report(child.fault(ended));
+            let is_first_killed = matches!(ended, Ended::Signal(_)) && !self.repairs_fail;
+            report_fault(&mut self.repairs_fail, child.fault(ended));
             self.repaired(ended, report);
             if is_first_killed {
                 self.earliest = self.earliest.min(Instant::now());
             }
         } else if let Some(mut child) = self.restarts.take_if(|child| child.is(pid)) {
+            report_fault(&mut self.restarts_fail, child.fault(ended));
             self.restart_at = child.report().restart.map(|rest| Instant::now() + rest);
             // Changes in the meantime are left to the other runs.
             self.tick = Some(Instant::now());
@@ -319,21 +313,27 @@ impl Watcher {
     fn repaired(&mut self, ended: Ended, report: Report) {
         let now = Instant::now();
         let has_marked = self.hear();
-        // A run that was killed, or ended before its look, has seen nothing.
+        // A run that was killed, or ended before its look, has seen nothing: what it was started for is still to be done.
         if !has_marked || !matches!(ended, Ended::Exit(0 | 1)) {
-            self.unseen.get_or_insert_with(|| boot_time().unwrap_or_default());
+            self.unseen = Some(match self.sent.event {
+                0 => self.unseen.unwrap_or_else(|| boot_time().unwrap_or_default()),
+                event => Duration::from_micros(event),
+            });
         }
         if let Some(pace) = report.pace {
-            // Relative to this run's start.
-            self.earliest = self.earliest + pace - self.pace;
             self.pace = pace;
             self.restart_at = report.restart.map(|rest| now + rest);
             self.repair_at = report.repair.map(|rest| now + rest);
-        } else {
-            self.earliest += PACE.saturating_sub(self.pace);
         }
-        let Report { said, unsaved, forgotten, .. } = report;
-        self.uncounted = Order { said, unsaved, forgotten, ..self.uncounted };
+        // SIGHUP during the run starts another at once, whatever the new pace is.
+        if self.hung_up.is_none_or(|at| at < self.started) {
+            self.earliest = self.started + report.pace.unwrap_or(PACE.max(self.pace));
+        }
+        // One that was killed has reported nothing.
+        if report != Report::default() {
+            let Report { said, unsaved, forgotten, .. } = report;
+            self.uncounted = Order { said, unsaved, forgotten, ..self.uncounted };
+        }
         if report.counted {
             self.uncounted.events -= self.sent.events;
             self.uncounted.runs -= self.sent.runs;
@@ -358,4 +358,16 @@ impl Watcher {
         }
         Ok(())
     }
+}
+
+/// Reports the first run of a kind that fails, and the first one that does not.
+fn report_fault(fails: &mut bool, fault: Option<String>) {
+    match &fault {
+        Some(reason) if !*fails => {
+            warn!(target: "no_run", reason, "cannot make a run; trying again, and reporting when it works");
+        }
+        None if *fails => info!("runs work again"),
+        _ => {}
+    }
+    *fails = fault.is_some();
 }

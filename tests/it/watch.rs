@@ -396,19 +396,97 @@ fn that_no_run_can_be_started_is_said_once_and_an_upgrade_counts() {
     until("it says so as well", || watch.count("runs work again") == 1);
 }
 
+/// Puts a script in the place of the program, which it can run as `$program`.
+fn wrap(program: &Path, script: &str) {
+    let aside = program.with_extension("aside");
+    fs::rename(program, &aside).unwrap();
+    kit::script(program, &format!("#!/bin/sh\nprogram={}\n{script}\nexec $program \"$@\"\n", aside.display()));
+}
+
+#[test]
+fn a_repair_is_measured_from_the_change_though_runs_are_killed() {
+    let node = node("");
+    let textfile = node.directory.path().join("textfile");
+    fs::create_dir(&textfile).unwrap();
+    node.config(&format!("{KEYS}\nmetrics: {{textfile: {}}}", textfile.display()));
+    let program = copy(&node);
+    let mut watch = Watch::of(&node, by(&program, &node));
+    let tries = node.directory.path().join("tries");
+    wrap(
+        &program,
+        &format!("echo x >> {0}; [ $(wc -l < {0}) -gt 2 ] || {{ sleep 1; kill -KILL $$; }}", tries.display()),
+    );
+    node.net.ip("route del default table 2");
+    until("repaired", || node.net.ip("route show table 2").contains("default via 10.0.1.1"));
+    watch.is_quiet();
+    let metrics = fs::read_to_string(textfile.join("node_fixer.prom")).unwrap();
+    let sum = metrics.lines().find_map(|line| line.strip_prefix("node_fixer_watch_repair_seconds_sum ")).unwrap();
+    // Two runs slept for a second each.
+    assert!(sum.parse::<f64>().unwrap() >= 2.0, "{metrics}");
+}
+
+#[test]
+fn what_was_reported_is_not_reported_again_because_a_run_is_killed() {
+    let node = node("");
+    let program = copy(&node);
+    let mut watch = Watch::of(&node, by(&program, &node));
+    node.config("rp_filter: {mode: of}");
+    kill(watch.pid(), Signal::SIGHUP).unwrap();
+    until("the error", || watch.count("rp_filter.mode: unknown value") == 1);
+    let tries = node.directory.path().join("tries");
+    wrap(&program, &format!("echo x >> {0}; [ $(wc -l < {0}) -gt 1 ] || kill -KILL $$", tries.display()));
+    until("runs go on", || fs::read_to_string(&tries).unwrap_or_default().lines().count() > 3);
+    assert_eq!((watch.count("it was killed by SIGKILL"), watch.count("unknown value")), (1, 1), "{:#?}", watch.said);
+}
+
+#[test]
+fn a_reload_during_a_run_starts_another_whatever_its_pace() {
+    let node = node("");
+    let program = copy(&node);
+    let mut watch = Watch::of(&node, by(&program, &node));
+    let tries = node.directory.path().join("tries");
+    wrap(&program, &format!("echo x >> {0}; [ $(wc -l < {0}) -gt 1 ] || sleep 2", tries.display()));
+    let begun = || fs::read_to_string(&tries).unwrap_or_default().lines().count();
+    node.config("kube_proxy: {mode: off}\nwatch: {pace: 60s}");
+    let begin = Instant::now();
+    kill(watch.pid(), Signal::SIGHUP).unwrap();
+    until("a run begins", || begun() == 1);
+    // Later than the pace until now, so that it counts.
+    std::thread::sleep(Duration::from_millis(500));
+    kill(watch.pid(), Signal::SIGHUP).unwrap();
+    until("another run", || begun() == 2);
+    assert!(begin.elapsed() < Duration::from_secs(60), "it waited for the pace");
+    watch.is_quiet();
+}
+
+#[test]
+fn a_run_for_kube_proxy_that_is_killed_is_reported_once() {
+    let kube = Kube::never_run("settle: 100ms, min_interval: 1s");
+    let node = &kube.node;
+    let program = copy(node);
+    let mut watch = Watch::of(node, by(&program, node));
+    let tries = node.directory.path().join("tries");
+    wrap(
+        &program,
+        &format!(
+            "case $NODE_FIXER_WATCH in *restart=1*)\necho x >> {0}; [ $(wc -l < {0}) -gt 2 ] || kill -KILL $$ ;;\nesac",
+            tries.display()
+        ),
+    );
+    node.uplink_with_table(2);
+    until("restarted", || watch.count("INFO changed reconciler=\"kube_proxy\"") == 1);
+    watch.is_quiet();
+    let said = (watch.count("it was killed by SIGKILL"), watch.count("runs work again"));
+    assert_eq!(said, (1, 1), "{:#?}", watch.said);
+}
+
 #[test]
 fn a_run_that_was_killed_is_followed_by_another() {
     let node = node("");
     let program = copy(&node);
     let mut watch = Watch::of(&node, by(&program, &node));
-    let (aside, tries) = (program.with_extension("aside"), node.directory.path().join("tries"));
-    fs::rename(&program, &aside).unwrap();
-    let script = format!(
-        "#!/bin/sh\necho x >> {tries}\n[ $(wc -l < {tries}) -gt 2 ] || kill -KILL $$\nexec {aside} \"$@\"\n",
-        tries = tries.display(),
-        aside = aside.display()
-    );
-    kit::script(&program, &script);
+    let tries = node.directory.path().join("tries");
+    wrap(&program, &format!("echo x >> {0}; [ $(wc -l < {0}) -gt 2 ] || kill -KILL $$", tries.display()));
     node.net.ip("route del default table 2");
     until("repaired", || node.net.ip("route show table 2").contains("default via 10.0.1.1"));
     watch.is_quiet();
