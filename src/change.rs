@@ -56,12 +56,14 @@ pub struct Step {
     pub reason: String,
     /// What to save about this step, in addition to what the plan saves as a whole.
     pub notes: Vec<(When, Note)>,
+    /// The repair that it is a part of, if many steps count as one repair. They are undone together.
+    pub part_of: Option<&'static str>,
 }
 
 impl Step {
     /// A step with no notes of its own.
     pub fn new(change: Change, reason: impl Into<String>) -> Step {
-        Step { change, reason: reason.into(), notes: Vec::new() }
+        Step { change, reason: reason.into(), notes: Vec::new(), part_of: None }
     }
 }
 

@@ -4,6 +4,7 @@
 //! Nothing here changes the exit code, because the network matters more than the bookkeeping. A file that cannot be
 //! written is a warning. A metrics file that is no longer written gets old, and the alert rules notice that.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -182,11 +183,15 @@ const FEW: usize = 3;
 fn note(desired: &Config, host: &mut Host, outcome: &Outcome) -> anyhow::Result<Vec<Contended>> {
     let items = outcome.changes.iter().filter(|item| item.made);
     let is_restart = |change: &Change| matches!(change, Change::RestartPod(_));
-    let made = items.map(|item| {
-        let (reconciler, command) = (item.reconciler, item.change.without_side_writes().to_string());
-        Made { reconciler, command, repeats: !is_restart(&item.change) }
+    let made = items.map(|item| Made {
+        reconciler: item.reconciler,
+        command: item.repair(),
+        repeats: !is_restart(&item.change),
     });
-    let made: Vec<_> = made.collect();
+    let mut made: Vec<_> = made.collect();
+    // Many changes may be one repair.
+    let mut seen = BTreeSet::new();
+    made.retain(|made| seen.insert((made.reconciler, made.command.clone())));
     if made.is_empty() {
         return Ok(Vec::new());
     }

@@ -68,6 +68,8 @@ pub struct ChangeRecord {
     pub reason: String,
     /// The result.
     pub status: ChangeStatus,
+    /// The repair that it is a part of, if many changes count as one.
+    pub(crate) part_of: Option<&'static str>,
     /// What is saved about it.
     pub(crate) notes: Vec<(When, Note)>,
     /// Why it failed.
@@ -223,12 +225,13 @@ impl ChangeRecord {
     }
 
     /// A change that was not tried yet.
-    pub(crate) fn new(reconciler: &'static str, Step { change, reason, notes }: Step) -> ChangeRecord {
+    pub(crate) fn new(reconciler: &'static str, Step { change, reason, notes, part_of }: Step) -> ChangeRecord {
         ChangeRecord {
             reconciler,
             change,
             reason,
             notes,
+            part_of,
             status: ChangeStatus::Skipped,
             error: None,
             held: false,
@@ -236,6 +239,11 @@ impl ChangeRecord {
             unanswered: false,
             reported: false,
         }
+    }
+
+    /// The repair that it is, or is a part of. Counters use this form.
+    pub(crate) fn repair(&self) -> String {
+        self.part_of.map_or_else(|| self.change.without_side_writes().to_string(), str::to_owned)
     }
 
     /// Whether it is still to be done, but not now.

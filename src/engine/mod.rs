@@ -224,14 +224,14 @@ impl<'a> Run<'a> {
                     changes.push(ChangeRecord { reported, ..ChangeRecord::new(name, step) });
                 }
                 Some(record) if record.status == ChangeStatus::Skipped => {
-                    (record.change, record.notes) = (step.change, step.notes);
+                    (record.change, record.notes, record.part_of) = (step.change, step.notes, step.part_of);
                 }
                 Some(_) => {}
             }
             let Some(record) = changes.get_mut(at) else { continue };
             let group = group(&record.change, &self.bridges);
             let wait = match (record.status, treatment) {
-                (ChangeStatus::Skipped, Treatment::Make) if !record.held => self.undone.wait(name, &record.change),
+                (ChangeStatus::Skipped, Treatment::Make) if !record.held => self.undone.wait(record),
                 _ => None,
             };
             if let Some((rest, why)) = wait {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use crate::change::Change;
 use crate::history::contention::{Judgement, RepairHistory};
 use crate::history::memory::{Note, Patience};
 use crate::host::Host;
+use crate::outcome::ChangeRecord;
 
 /// The repairs of earlier runs of the watcher, which decide how long this one waits.
 #[derive(Debug, Default)]
@@ -33,12 +33,12 @@ impl Undone {
     }
 
     /// How long to delay a change, and why.
-    pub fn wait(&mut self, section: &str, change: &Change) -> Option<(Duration, String)> {
+    pub fn wait(&mut self, record: &ChangeRecord) -> Option<(Duration, String)> {
         if self.repairs.repairs.iter().all(|repair| repair.made == 0) {
             return None;
         }
-        let command = change.without_side_writes().to_string();
-        let Judgement { until, times, begins } = self.repairs.judge(section, &command, self.now, self.pace)?;
+        let (section, repair) = (record.reconciler, record.repair());
+        let Judgement { until, times, begins } = self.repairs.judge(section, &repair, self.now, self.pace)?;
         self.changed |= begins;
         let rest = until.saturating_sub(self.now);
         let seconds = Duration::from_secs(rest.as_millis().div_ceil(1000) as u64);

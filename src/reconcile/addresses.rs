@@ -105,9 +105,8 @@ impl<'a> Addresses<'a> {
             let old = IpInet::new(there.local, there.length).ok();
             let old = old.map(|inet| IfAddress { dev: dev.clone(), inet, promote: false });
             plan.steps.extend(old.map(|old| Step {
-                change: Change::Address(Op::Delete(old)),
-                reason: "the declared prefix length differs".into(),
                 notes: self.owner.entry(there).map(taken_back).unwrap_or_default(),
+                ..Step::new(Change::Address(Op::Delete(old)), "the declared prefix length differs")
             }));
             plan.steps.push(add(dev, inet));
         } else {
@@ -162,9 +161,9 @@ impl<'a> Addresses<'a> {
         for (address, dev, inet) in gone {
             let promote = leaves_some(address) && !promoting.contains(dev);
             let change = Change::Address(Op::Delete(IfAddress { dev: dev.clone(), inet, promote }));
-            let reason = "added by node-fixer, and no longer declared".into();
+            let reason = "added by node-fixer, and no longer declared";
             let notes = self.owner.entry(address).map(taken_back).unwrap_or_default();
-            plan.removals.push(Step { change, reason, notes });
+            plan.removals.push(Step { notes, ..Step::new(change, reason) });
         }
         Ok(())
     }
@@ -188,7 +187,7 @@ fn addition(dev: &IfName, inet: IpInet) -> Change {
 
 fn add(dev: &IfName, inet: IpInet) -> Step {
     let notes = vec![(When::Existed, Note::Ledger(LedgerNote::NotAdded(dev.clone(), inet)))];
-    Step { change: addition(dev, inet), reason: "missing".into(), notes }
+    Step { notes, ..Step::new(addition(dev, inet), "missing") }
 }
 
 /// The interfaces on which the next IPv4 address of a subnet remains when the first one is deleted, once the sysctls

@@ -33,6 +33,8 @@ pub const CONFIRM: Duration = Duration::from_millis(15);
 const ALONE: u64 = 10;
 /// If so many pods lack rules at once, it is a flush. The CNI may set up a few at the same time.
 const MANY: usize = 5;
+/// The name of the repair of many rules at once. Who removes them again removes them together.
+const TOGETHER: &str = "restore removed rules of the VPC CNI";
 /// How long the VPC CNI may take from the rules for the whole node to the addresses of its uplinks, in seconds; and a run
 /// may come up to a minute after either.
 const STARTING: u64 = 120;
@@ -195,9 +197,14 @@ impl RuleDraft<'_> {
             (true, true) => "missing since a flush that was only partly repaired",
             (false, _) => "missing in two runs",
         };
+        let part_of = (flush || due.len() >= MANY).then_some(TOGETHER);
         // What is not restored now stays certain.
         let removals = self.plan.steps.len();
-        let left = if known.proven { self.add(due, reason)? } else { due.into_iter().map(|(rule, _)| rule).collect() };
+        let left = if known.proven {
+            self.add(due, reason, part_of)?
+        } else {
+            due.into_iter().map(|(rule, _)| rule).collect()
+        };
         self.next.missing.extend(left.iter().map(|rule| (rule.to_string(), 0)));
         self.next.flushed = flush && self.plan.steps.len() > removals;
         Ok(())
@@ -214,7 +221,12 @@ impl RuleDraft<'_> {
 
     /// Adds these rules, except those for tables without a default route, which it returns. To the table of an uplink
     /// leads the uplink's own rule all the same: without one, no other section knows that the table needs a default route.
-    fn add(&mut self, rules: Vec<(Rule, Purpose)>, reason: &str) -> Result<Vec<Rule>, Gap> {
+    fn add(
+        &mut self,
+        rules: Vec<(Rule, Purpose)>,
+        reason: &str,
+        part_of: Option<&'static str>,
+    ) -> Result<Vec<Rule>, Gap> {
         let tables = rules.iter().map(|(rule, _)| (rule.family, rule.table)).filter(|(_, table)| !is_kernels(*table));
         let tables = sorted::set(tables);
         let routes = self.observed.routes(tables.iter().map(|(family, table)| RouteSet::Table(*family, *table)))?;
@@ -233,7 +245,10 @@ impl RuleDraft<'_> {
             let is_of_uplink = matches!(purpose, Purpose::Uplink(_));
             match dead.iter_mut().find(|(set, _)| !is_of_uplink && *set == (rule.family, rule.table)) {
                 Some((_, rules)) => rules.push(rule),
-                None => self.plan.steps.push(Step::new(Change::Rule(Op::Add(with_extras(rule))), reason)),
+                None => {
+                    let change = Change::Rule(Op::Add(with_extras(rule)));
+                    self.plan.steps.push(Step { part_of, ..Step::new(change, reason) });
+                }
             }
         }
         dead.retain(|(_, rules)| !rules.is_empty());

@@ -102,6 +102,7 @@ mod tests {
             reason: "eth0 is strict".into(),
             status,
             error: None,
+            part_of: None,
             notes: Vec::new(),
             held: false,
             made: false,

@@ -227,6 +227,50 @@ fn what_is_undone_at_once_is_repaired_ever_more_seldom_and_reported_once() {
     assert_eq!((watch.count("WARN contention"), watch.count("INFO changed")), (1, 6), "{:#?}", watch.said);
 }
 
+/// A run keeps 256 repairs in mind.
+#[test]
+fn who_flushes_hundreds_of_rules_at_once_finds_them_restored_ever_more_seldom() {
+    let pods = 150;
+    let node = node("");
+    let of_all = |lines: fn(u32) -> String| (1..=pods).map(lines).collect::<String>();
+    node.link("eni00000000001", &[]);
+    let adds = of_all(|n| {
+        format!(
+            "route add 10.0.7.{n} dev eni00000000001 scope link\nrule add priority 512 to 10.0.7.{n} lookup main\n\
+             rule add priority 1536 from 10.0.7.{n} lookup 2\n"
+        )
+    });
+    node.net.ip_batch("-4", &adds);
+    node.net.settle();
+    let mut watch = Watch::start(&node, &[]);
+    node.net.ip_batch("-4", &of_all(|_| "rule del priority 512\nrule del priority 1536\n".to_owned()));
+    let restored = || node.net.ip("rule").matches("proto 172").count();
+    let mut last = Instant::now();
+    let mut waits = Vec::new();
+    for _ in 0..5 {
+        until("restored", || restored() > 0);
+        waits.push(last.elapsed());
+        // So that the run ends before they are removed again.
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(restored(), 2 * pods as usize, "after {waits:?}: not one part now and another later");
+        last = Instant::now();
+        node.net.ip("rule flush protocol 172");
+    }
+    for (wait, least) in waits.iter().zip([0, 0, 900, 1900, 3900]).skip(1) {
+        assert!(wait.as_millis() >= least, "{waits:?}: {:#?}", watch.said);
+    }
+    until("contention is reported", || watch.count("WARN contention") > 0);
+    let status = node.fix(&["status", "--output", "json"]).expect(0).json();
+    let contention = status["contention"].as_array().unwrap();
+    assert_eq!((contention.len(), &contention[0]["reconciler"]), (1, &"pod_rules".into()), "{status}");
+    assert_eq!(contention[0]["repair"], "restore removed rules of the VPC CNI");
+    until("restored at last", || restored() == 2 * pods as usize);
+    watch.is_quiet();
+    for (what, times) in [("WARN contention", 1), ("were restored", 6), (" ERROR ", 0)] {
+        assert_eq!(watch.count(what), times, "{what}: {:#?}", watch.said);
+    }
+}
+
 /// Deletes the default of table 2 as soon as it is announced, until it is dropped.
 struct Foe(Child);
 

@@ -304,7 +304,7 @@ impl Inputs<'_> {
             (When::Applied, Note::KubeProxy(ended)),
             (When::Failed, Note::RestartFailed { knowledge: failed, backoff }),
         ];
-        Plan { steps: vec![Step { change, reason, notes }], ..Plan::default() }
+        Plan { steps: vec![Step { notes, ..Step::new(change, reason) }], ..Plan::default() }
     }
 
     /// crictl failed.

@@ -161,6 +161,36 @@ fn a_run_with_the_rules_as_they_were_looks_no_further() {
 }
 
 #[test]
+fn many_rules_at_once_are_one_repair_and_others_each_their_own() {
+    let parts = |node: &mut Model| {
+        let plan = node.plan_section("pod_rules", &desired("kernel_rules: {mode: enforce}"));
+        let parts: BTreeSet<_> = plan.steps.iter().map(|step| step.part_of).collect();
+        (plan.steps.len(), parts.into_iter().collect::<Vec<_>>())
+    };
+    let mut node = known(&with_pods(20));
+    let healthy = node.rules.clone();
+    flush(&mut node, is_of_cni);
+    let all = healthy.len() - node.rules.len();
+    node.recall.boot += Duration::from_secs(1);
+    assert_eq!(parts(&mut node), (all, vec![Some(TOGETHER)]));
+    for (case, pods, since, part_of) in [
+        ("one", 1, 1, None),
+        ("four", 4, 1, None),
+        ("what was left of a flush, when it can be restored", 9, 0, Some(TOGETHER)),
+    ] {
+        node.rules = healthy.clone();
+        let mut gone = Vec::new();
+        for n in 200..200 + pods {
+            let at = node.rules.iter().position(|it| to_whom(&it.rule) == Some(format!("10.0.0.{n}").parse().unwrap()));
+            let rule = Rule { protocol: PROTO_RESTORED, ..node.rules.remove(at.unwrap()).rule };
+            gone.push((rule.to_string(), since));
+        }
+        node.recall.memory.cni.missing = gone;
+        assert_eq!(parts(&mut node), (pods, vec![part_of]), "{case}");
+    }
+}
+
+#[test]
 fn one_missing_rule_is_restored_when_two_looks_missed_it() {
     for (rule, line) in [
         ("ip rule add priority 512 from all to 10.0.0.101 lookup main protocol 172", "512"),
