@@ -186,20 +186,16 @@ impl Outcome {
     pub(crate) fn log_restored(&self) {
         let of_many = || self.changes.iter().filter(|record| record.made && record.change.is_of_many());
         let is_removal = |record: &&ChangeRecord| matches!(record.change, Change::Rule(Op::Delete(_)));
-        let command = |first: &ChangeRecord, number: usize| match number {
-            1 => first.change.to_string(),
-            number => format!("{} (and {} more)", first.change, number - 1),
-        };
         if let (Some(Restored { rules, .. }), Some(first)) =
             (self.restored(), of_many().find(|record| !is_removal(record)))
         {
             let ChangeRecord { reconciler, reason, .. } = first;
-            let command = command(first, rules);
+            let command = first.with_others(rules);
             warn!(target: "restored", reconciler, rules, command, reason, "rules of the VPC CNI were restored");
         }
         if let Some(first) = of_many().find(is_removal) {
             let ChangeRecord { reconciler, reason, .. } = first;
-            let command = command(first, of_many().filter(is_removal).count());
+            let command = first.with_others(of_many().filter(is_removal).count());
             info!(target: "changed", reconciler, command = %command, reason, action = "delete", "changed");
         }
     }
@@ -219,9 +215,31 @@ impl BlockedRecord {
 }
 
 impl ChangeRecord {
-    pub(crate) fn log_held(&self) {
+    /// The command, and how many more there are, if so many changes are reported as one.
+    fn with_others(&self, number: usize) -> String {
+        match number {
+            1 => self.change.to_string(),
+            number => format!("{} (and {} more)", self.change, number - 1),
+        }
+    }
+
+    /// Reports so many changes, of which this is the first.
+    pub(crate) fn log_held(&self, number: usize) {
         let ChangeRecord { reconciler, change, reason, .. } = self;
-        info!(target: "held", reconciler, command = %change, reason, action = change.action().word(), "held back");
+        let command = self.with_others(number);
+        info!(target: "held", reconciler, %command, reason, action = change.action().word(), "held back");
+    }
+
+    /// The same for changes that failed.
+    pub(crate) fn log_failed(&self, number: usize) {
+        let ChangeRecord { reconciler, change, reason, .. } = self;
+        let (command, error) = (self.with_others(number), self.error.as_deref().unwrap_or_default());
+        error!(target: "failed", reconciler, %command, reason, error, action = change.action().word(), "failed");
+    }
+
+    /// Whether the failure is reported at the end of the run, together with others of the same repair.
+    pub(crate) fn is_reported_later(&self) -> bool {
+        self.status == ChangeStatus::Failed && self.part_of.is_some() && !self.reported
     }
 
     /// A change that was not tried yet.
@@ -270,10 +288,11 @@ impl ChangeRecord {
         let ChangeRecord { reconciler, change, reason, reported, .. } = self;
         if *reported {
             debug!(reconciler, command = %change, reason, error, "failed, as before");
-        } else {
-            error!(target: "failed", reconciler, command = %change, reason, error, action = change.action().word(), "failed");
         }
         self.status = ChangeStatus::Failed;
         self.error = Some(error);
+        if !self.reported && !self.is_reported_later() {
+            self.log_failed(1);
+        }
     }
 }

@@ -220,8 +220,8 @@ impl<'a> Run<'a> {
             let at = known.unwrap_or(changes.len());
             match changes.get_mut(at) {
                 None => {
-                    let reported = self.standing.knows_failed(name, &step.change);
-                    changes.push(ChangeRecord { reported, ..ChangeRecord::new(name, step) });
+                    let record = ChangeRecord::new(name, step);
+                    changes.push(ChangeRecord { reported: self.standing.knows_failed(&record), ..record });
                 }
                 Some(record) if record.status == ChangeStatus::Skipped => {
                     (record.change, record.notes, record.part_of) = (step.change, step.notes, step.part_of);

@@ -4,11 +4,12 @@
 use tracing::warn;
 
 use super::Run;
-use crate::change::{Blocked, Change};
+use crate::change::Blocked;
 use crate::config::Mode;
 use crate::history::memory::{Note, Patience, Reported, digest};
 use crate::outcome::{BlockedRecord, ChangeRecord, ChangeStatus, Outcome};
 use crate::reconcile::ALL;
+use crate::sorted;
 
 /// What earlier runs have reported and still applied.
 #[derive(Debug, Default)]
@@ -19,13 +20,13 @@ pub struct Standing {
 }
 
 /// The saved form of a failure.
-fn failed(change: &Change) -> String {
-    format!("failed: {change}")
+fn failed(item: &ChangeRecord) -> String {
+    format!("failed: {}", item.repair())
 }
 
 /// The saved form of a delay. Without its reason, which contains the remaining time.
-fn held(change: &Change) -> String {
-    format!("held back: {change}")
+fn held(item: &ChangeRecord) -> String {
+    format!("held back: {}", item.repair())
 }
 
 fn blocked(Blocked { want, because, .. }: &Blocked) -> String {
@@ -45,14 +46,21 @@ impl Standing {
     }
 
     /// Whether an earlier run has reported that this change failed.
-    pub fn knows_failed(&self, section: &str, change: &Change) -> bool {
-        self.knows(section, || failed(change))
+    pub fn knows_failed(&self, item: &ChangeRecord) -> bool {
+        self.knows(item.reconciler, || failed(item))
     }
 
-    /// Logs what is held back and what is blocked.
+    /// Logs what is held back, what is blocked, and the failures that are reported together.
     pub fn log(&self, outcome: &Outcome) {
-        let is_new = |item: &&ChangeRecord| !self.knows(item.reconciler, || held(&item.change));
-        outcome.changes.iter().filter(|item| item.waits()).filter(is_new).for_each(ChangeRecord::log_held);
+        let is_new = |item: &&ChangeRecord| !self.knows(item.reconciler, || held(item));
+        let waits: Vec<_> = outcome.changes.iter().filter(|item| item.waits()).filter(is_new).collect();
+        for (first, number) in as_one(&waits) {
+            first.log_held(number);
+        }
+        let failed: Vec<_> = outcome.changes.iter().filter(|item| item.is_reported_later()).collect();
+        for (first, number) in as_one(&failed) {
+            first.log_failed(number);
+        }
         let is_new = |refused: &&BlockedRecord| !self.knows(refused.reconciler, || blocked(&refused.blocked));
         outcome.blocked.iter().filter(is_new).for_each(BlockedRecord::log);
     }
@@ -64,8 +72,7 @@ impl Standing {
         }
         // What is repaired may be undone again, and what fails may be held back the next time: it is the same fault.
         let of_item = |item: &ChangeRecord| {
-            let texts =
-                [(item.status == ChangeStatus::Failed, failed(&item.change)), (item.waits(), held(&item.change))];
+            let texts = [(item.status == ChangeStatus::Failed, failed(item)), (item.waits(), held(item))];
             texts
                 .into_iter()
                 .filter(|(is_so, text)| *is_so || self.knows(section, || text.clone()))
@@ -73,8 +80,18 @@ impl Standing {
         };
         let items = outcome.changes.iter().filter(|item| item.reconciler == section);
         let refused = outcome.blocked.iter().filter(|refused| refused.reconciler == section);
-        items.flat_map(of_item).chain(refused.map(|refused| blocked(&refused.blocked))).collect()
+        // Many changes may be one repair.
+        let items = sorted::set(items.flat_map(of_item));
+        items.into_iter().chain(refused.map(|refused| blocked(&refused.blocked))).collect()
     }
+}
+
+/// The first change of each repair, and how many of it follow each other with the same result.
+fn as_one<'a>(items: &[&'a ChangeRecord]) -> impl Iterator<Item = (&'a ChangeRecord, usize)> {
+    let is_same = |a: &&ChangeRecord, b: &&ChangeRecord| {
+        a.part_of.is_some() && (a.reconciler, a.part_of, &a.error) == (b.reconciler, b.part_of, &b.error)
+    };
+    items.chunk_by(is_same).filter_map(|same| Some((*same.first()?, same.len())))
 }
 
 impl Run<'_> {

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
 use crate::explain::batch;
-use crate::kit::{Netns, Ran, Worker};
+use crate::kit::{Netns, Ran, Worker, until};
 use crate::recorded::{RECORDED, replay};
 
 /// All rules, by what they do and not by who added them.
@@ -403,6 +403,29 @@ fn a_flush_is_counted_and_reported_once_and_again_and_again_is_contention() {
         contended.push(ran.err.contains("reconciler=\"pod_rules\" command=") && ran.err.contains("WARN contention"));
     }
     assert_eq!(contended, [false, false, false, false, true]);
+}
+
+#[test]
+fn what_is_flushed_again_during_the_run_is_reported_as_one_failure() {
+    let (_, recording) = RECORDED[0];
+    let node = remembered(recording).with(&removals(recording).join("\n"));
+    let failed = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !failed.load(Ordering::Relaxed) {
+                node.net.ip("rule flush protocol 172");
+            }
+        });
+        until("several rules removed before the second look", || {
+            let ran = node.fix(&[]);
+            let errors: Vec<&str> = ran.err.lines().filter(|line| line.contains("ERROR")).collect();
+            let is_so = ran.out.matches("gone when checked again").count() > 1;
+            failed.fetch_or(is_so || errors.len() > 1, Ordering::Relaxed);
+            assert!(errors.len() <= 1, "{ran:?}");
+            assert!(!is_so || errors[0].contains(" more)"), "{ran:?}");
+            is_so
+        });
+    });
 }
 
 /// What plays the CNI: pods come and go, each with its route and rules one after the other, at addresses that move between

@@ -264,11 +264,15 @@ fn who_flushes_hundreds_of_rules_at_once_finds_them_restored_ever_more_seldom() 
     let contention = status["contention"].as_array().unwrap();
     assert_eq!((contention.len(), &contention[0]["reconciler"]), (1, &"pod_rules".into()), "{status}");
     assert_eq!(contention[0]["repair"], "restore removed rules of the VPC CNI");
+    let state = fs::read_to_string(node.directory.path().join("state/state.json")).unwrap();
+    assert_eq!(state.matches("held back: ").count(), 1, "{state}");
     until("restored at last", || restored() == 2 * pods as usize);
     watch.is_quiet();
-    for (what, times) in [("WARN contention", 1), ("were restored", 6), (" ERROR ", 0)] {
+    // Each is reported once, and not with a line for each rule.
+    for (what, times) in [("WARN contention", 1), ("were restored", 6), (" ERROR ", 0), ("INFO held back", 1)] {
         assert_eq!(watch.count(what), times, "{what}: {:#?}", watch.said);
     }
+    assert!(watch.said.iter().any(|line| line.contains("held back") && line.contains("(and 299 more)")));
 }
 
 /// Deletes the default of table 2 as soon as it is announced, until it is dropped.
