@@ -176,7 +176,7 @@ impl RuleDraft<'_> {
         for (rule, purpose) in missing {
             let waited = waited(&rule);
             let is_configured = matches!(rule.priority, MARKED | EXTERNAL);
-            if !flush && is_configured && waited >= ALONE && self.has_cni_restarted(known, waited)? {
+            if !flush && is_configured && waited >= ALONE && self.may_be_configured(known, waited)? {
                 known.now.others.retain(|it| to_rule(it).is_none_or(|(it, _)| !it.equals(&rule)));
                 continue;
             }
@@ -210,13 +210,14 @@ impl RuleDraft<'_> {
         Ok(())
     }
 
-    /// Whether the VPC CNI has started at about the time since which a rule is missing. Then its configuration may have
-    /// changed. When it starts, it adds the addresses of its uplinks anew.
-    fn has_cni_restarted(&self, known: &Known, waited: u64) -> Result<bool, Gap> {
+    /// Whether the VPC CNI may have removed a rule for the whole node itself, because its configuration has changed: it
+    /// has started at about the time since which the rule is missing, or nothing shows when it has. When it starts, it
+    /// adds the addresses of its secondary uplinks anew. On a node without one, rules to the main table make no difference.
+    fn may_be_configured(&self, known: &Known, waited: u64) -> Result<bool, Gap> {
         let of_uplinks = |address: &&Address| known.now.others.iter().any(|rule| rule.from == Some(address.local));
         let last = self.observed.global_addresses()?.filter(of_uplinks).map(|address| address.created).max();
         let age = last.map(|last| self.recall.awake.saturating_sub(last).as_secs());
-        Ok(age.is_some_and(|age| age <= waited + STARTING))
+        Ok(age.is_none_or(|age| age <= waited + STARTING))
     }
 
     /// Adds these rules, except those for tables without a default route, which it returns. To the table of an uplink

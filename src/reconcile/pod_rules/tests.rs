@@ -467,6 +467,19 @@ fn a_rule_for_the_whole_node_is_restored_as_others_are() {
         assert_eq!(commands(&mut node, 60), Vec::<String>::new());
         assert_eq!(node.cni_memory.others.len(), if is_restored { 3 } else { 2 });
     }
+    // Nothing shows whether it has started.
+    let mut node = known(&NODE.replace("rule 32765 from 10.0.0.20 table 2", ""));
+    let (healthy, whole) = (essences(&node), node.rules.clone());
+    flush(&mut node, is_of_cni);
+    commands(&mut node, 60);
+    assert_eq!(essences(&node), healthy, "a flush is another program's");
+    node.rules = whole;
+    commands(&mut node, 60);
+    flush(&mut node, |rule| matches!(rule.priority, MARKED | EXTERNAL));
+    for _ in 0..3 {
+        assert_eq!(commands(&mut node, 60), Vec::<String>::new());
+    }
+    assert_eq!(node.cni_memory.others, []);
     // Strict mode is off by now.
     let mut node = known(STRICT);
     node.rules.retain(|it| !it.rule.selector.from.is_some_and(|from| from.first_address().is_ipv6()));
