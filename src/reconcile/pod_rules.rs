@@ -7,7 +7,7 @@
 //! missing in two looks: after a flush, which hits most pods, in two looks of this run; else in two runs.
 //!
 //! Restored rules have their own protocol number, by which they are found and removed again. On a node with unchanged
-//! rules a run compares one number, and looks no further.
+//! rules, none of them restored or missing, a run compares one number, and looks no further.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
