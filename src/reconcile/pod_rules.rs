@@ -81,7 +81,7 @@ pub fn plan(desired: &Config, observed: &Observed) -> Result<Plan, Gap> {
 }
 
 /// Missing rules, each with what it is for.
-type Missing = BTreeMap<Rule, Purpose>;
+type MissingRules = BTreeMap<Rule, Purpose>;
 
 /// What is known of the node's rules.
 struct Known {
@@ -146,7 +146,7 @@ impl RuleDraft<'_> {
     }
 
     /// What is missing a moment later.
-    fn missing_later(&self) -> Result<Missing, Gap> {
+    fn missing_later(&self) -> Result<MissingRules, Gap> {
         let settled = self.observed.settled(CONFIRM)?;
         let later = || {
             let here = Topology::of(settled).cni_rules()?;
@@ -157,7 +157,7 @@ impl RuleDraft<'_> {
     }
 
     /// Restores missing rules, or waits until it is certain that they are missing.
-    fn restore(&mut self, mut missing: Missing, known: &mut Known) -> Result<(), Gap> {
+    fn restore(&mut self, mut missing: MissingRules, known: &mut Known) -> Result<(), Gap> {
         let (state, now) = (&self.recall.memory.cni, self.recall.boot.as_secs());
         let since = sorted::map(state.missing.iter().map(|(rule, since)| (rule.as_str(), *since)));
         let waited = |rule: &Rule| {
