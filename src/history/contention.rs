@@ -157,12 +157,13 @@ impl RepairHistory {
 
     /// Makes room for a repair of a section. To keep the sections fair, the one with the most entries gives way: first
     /// the repairs made least often, then the oldest. A section's own repairs give way only if they were made once,
-    /// before this run: a repair that recurs is worth more than a new one.
+    /// before this run, and are not delayed: a repair that recurs is worth more than a new one.
     fn forget_one(&mut self, of: &str, now: u64) {
         let held = |section: &String| self.repairs.iter().filter(|repair| repair.reconciler == *section).count();
         let Some(most) = self.sections.keys().max_by_key(|section| held(section)) else { return };
         let may_go = |repair: &Repair| {
-            let once = repair.times.len() == 1 && repair.times.first().is_some_and(|at| *at < now);
+            let is_held = repair.until != 0;
+            let once = repair.times.len() == 1 && !is_held && repair.times.first().is_some_and(|at| *at < now);
             repair.reconciler == *most && (most != of || once)
         };
         let all = self.repairs.iter().enumerate().filter(|(_, repair)| may_go(repair));
@@ -172,11 +173,20 @@ impl RepairHistory {
     }
 
     /// Whether a repair by a run of the watcher is delayed. If the run after a repair finds it undone, it was undone at
-    /// once. The first delay is one second, and each further one twice the last.
+    /// once. The first delay is one second, and each further one twice the last. Repairs for which there is no room wait
+    /// for those of their section that are known: who undoes so many undoes these as well.
     pub fn judge(&mut self, reconciler: &str, command: &str, boot: Duration, pace: Duration) -> Option<Judgement> {
         let now = millis(boot);
         let is_it = |it: &&mut Repair| it.reconciler == reconciler && it.command == command;
-        let repair = self.repairs.iter_mut().find(is_it)?;
+        // A time further ahead than any delay is from another clock.
+        let is_ahead = |until: u64| now < until && until <= now.saturating_add(LONGEST_WAIT);
+        let is_full = self.repairs.len() >= MOST;
+        let Some(repair) = self.repairs.iter_mut().find(is_it) else {
+            let of_section = self.repairs.iter().filter(|it| is_full && it.reconciler == reconciler);
+            let last = of_section.filter(|it| is_ahead(it.until)).max_by_key(|it| it.until)?;
+            let (until, times) = (Duration::from_millis(last.until), last.undone.saturating_add(1));
+            return Some(Judgement { until, times, begins: false });
+        };
         let begins = repair.until == 0;
         if begins {
             if !repair.is_undone_at_once(now, pace) {
@@ -184,8 +194,7 @@ impl RepairHistory {
             }
             repair.until = repair.made.saturating_add(millis(wait(repair.undone.saturating_add(1))));
         }
-        // A time further ahead than any delay is from another clock.
-        let waits = now < repair.until && repair.until <= now.saturating_add(LONGEST_WAIT);
+        let waits = is_ahead(repair.until);
         let (until, times) = (Duration::from_millis(repair.until), repair.undone.saturating_add(1));
         waits.then_some(Judgement { until, times, begins })
     }
@@ -401,6 +410,29 @@ mod tests {
         repair(&mut history, now);
         now += second;
         assert_eq!(history.judge("rp_filter", "x", now, pace), None, "it begins anew, with a second");
+    }
+
+    #[test]
+    fn repairs_without_room_wait_for_those_of_their_section() {
+        let pace = Duration::from_secs(1);
+        let many = (0..MOST + 50).map(|n| made(&format!("many{n}"))).collect::<Vec<_>>();
+        let mut history = RepairHistory::default();
+        let mut now = Duration::from_secs(1000);
+        for times in 1..=5 {
+            history.note(&many, now, WALL);
+            history.note_watched(&many, now, pace);
+            // All are undone at once. The next run looks a pace later, and once more when it is time.
+            let due = now + wait(times);
+            for look in [now + pace.mul_f64(0.9), due - Duration::from_millis(1)] {
+                let judged = many.iter().map(|it| history.judge(it.reconciler, &it.command, look, pace));
+                let judged: Vec<_> = judged.map(|it| it.map(|it| (it.until, it.times))).collect();
+                assert_eq!(judged, vec![Some((due, times)); many.len()], "{times} at {look:?}");
+            }
+            assert_eq!(history.judge("another", "repair", now + pace.mul_f64(0.9), pace), None);
+            now = due;
+            let judged = many.iter().filter_map(|it| history.judge(it.reconciler, &it.command, now, pace));
+            assert_eq!(judged.count(), 0, "{times}");
+        }
     }
 
     #[test]
