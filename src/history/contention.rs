@@ -137,8 +137,10 @@ impl RepairHistory {
     fn count(&mut self, reconciler: &str, command: &str, now: u64) -> Option<Repair> {
         let same = |repair: &&mut Repair| repair.reconciler == reconciler && repair.command == command;
         let Some(repair) = self.repairs.iter_mut().find(same) else {
-            if self.repairs.len() >= MOST {
-                self.forget_one(reconciler, now);
+            if self.repairs.len() >= MOST
+                && let Some(at) = self.that_gives_way(reconciler, now)
+            {
+                self.repairs.swap_remove(at);
             }
             if self.repairs.len() < MOST {
                 let (reconciler, command) = (reconciler.to_owned(), command.to_owned());
@@ -155,21 +157,19 @@ impl RepairHistory {
         newly.then(|| repair.clone())
     }
 
-    /// Makes room for a repair of a section. To keep the sections fair, the one with the most entries gives way: first
+    /// What gives way to a repair of a section where there is no more room. To keep the sections fair, the one with the most entries gives way: first
     /// the repairs made least often, then the oldest. A section's own repairs give way only if they were made once,
     /// before this run, and are not delayed: a repair that recurs is worth more than a new one.
-    fn forget_one(&mut self, of: &str, now: u64) {
+    fn that_gives_way(&self, of: &str, now: u64) -> Option<usize> {
         let held = |section: &String| self.repairs.iter().filter(|repair| repair.reconciler == *section).count();
-        let Some(most) = self.sections.keys().max_by_key(|section| held(section)) else { return };
+        let most = self.sections.keys().max_by_key(|section| held(section))?;
         let may_go = |repair: &Repair| {
             let is_held = repair.until != 0;
             let once = repair.times.len() == 1 && !is_held && repair.times.first().is_some_and(|at| *at < now);
             repair.reconciler == *most && (most != of || once)
         };
         let all = self.repairs.iter().enumerate().filter(|(_, repair)| may_go(repair));
-        if let Some((_, _, goes)) = all.map(|(at, repair)| (repair.times.len(), repair.times.first(), at)).min() {
-            self.repairs.swap_remove(goes);
-        }
+        all.map(|(at, repair)| (repair.times.len(), repair.times.first(), at)).min().map(|(_, _, at)| at)
     }
 
     /// Whether a repair by a run of the watcher is delayed. If the run after a repair finds it undone, it was undone at
@@ -180,9 +180,9 @@ impl RepairHistory {
         let is_it = |it: &&mut Repair| it.reconciler == reconciler && it.command == command;
         // A time further ahead than any delay is from another clock.
         let is_ahead = |until: u64| now < until && until <= now.saturating_add(LONGEST_WAIT);
-        let is_full = self.repairs.len() >= MOST;
+        let has_room = self.repairs.len() < MOST || self.that_gives_way(reconciler, boot.as_secs()).is_some();
         let Some(repair) = self.repairs.iter_mut().find(is_it) else {
-            let of_section = self.repairs.iter().filter(|it| is_full && it.reconciler == reconciler);
+            let of_section = self.repairs.iter().filter(|it| !has_room && it.reconciler == reconciler);
             let last = of_section.filter(|it| is_ahead(it.until)).max_by_key(|it| it.until)?;
             let (until, times) = (Duration::from_millis(last.until), last.undone.saturating_add(1));
             return Some(Judgement { until, times, begins: false });
@@ -429,6 +429,13 @@ mod tests {
                 assert_eq!(judged, vec![Some((due, times)); many.len()], "{times} at {look:?}");
             }
             assert_eq!(history.judge("another", "repair", now + pace.mul_f64(0.9), pace), None);
+            let mut with_room = history.clone();
+            with_room.repairs[7] = Repair { times: vec![1], until: 0, ..with_room.repairs[7].clone() };
+            assert_eq!(
+                with_room.judge("rp_filter", "new", now + pace.mul_f64(0.9), pace),
+                None,
+                "an old one gives way"
+            );
             now = due;
             let judged = many.iter().filter_map(|it| history.judge(it.reconciler, &it.command, now, pace));
             assert_eq!(judged.count(), 0, "{times}");

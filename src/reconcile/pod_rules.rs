@@ -69,7 +69,7 @@ pub fn plan(desired: &Config, observed: &Observed) -> Result<Plan, Gap> {
     // While pods come and go, the decision is left to the next run.
     let seen = seen.filter(|_| missing.is_empty());
     draft.remove(&here, &known)?;
-    draft.restore(missing, &mut known)?;
+    draft.restore(missing, &mut known, &here)?;
     if known.proven {
         draft.report_unknown(&here, &known.now)?;
     }
@@ -157,7 +157,7 @@ impl RuleDraft<'_> {
     }
 
     /// Restores missing rules, or waits until it is certain that they are missing.
-    fn restore(&mut self, mut missing: MissingRules, known: &mut Known) -> Result<(), Gap> {
+    fn restore(&mut self, mut missing: MissingRules, known: &mut Known, here: &CniRules) -> Result<(), Gap> {
         let (state, now) = (&self.recall.memory.cni, self.recall.boot.as_secs());
         let since = sorted::map(state.missing.iter().map(|(rule, since)| (rule.as_str(), *since)));
         let waited = |rule: &Rule| {
@@ -197,7 +197,8 @@ impl RuleDraft<'_> {
             (true, true) => "missing since a flush that was only partly repaired",
             (false, _) => "missing in two runs",
         };
-        let part_of = (flush || due.len() >= MANY).then_some(TOGETHER);
+        // Where restored rules are left, these were not undone.
+        let part_of = (!here.has_restored() && (flush || due.len() >= MANY)).then_some(TOGETHER);
         // What is not restored now stays certain.
         let removals = self.plan.steps.len();
         let left = if known.proven {
