@@ -89,7 +89,8 @@ struct Watcher {
     pace: Duration,
     /// When the last run that makes repairs was started.
     started: Instant,
-    /// When the first announcement came that no run has seen, on the clock since boot.
+    /// When the first announcement came that no run has seen, on the clock since boot; 0 if a run is needed for another
+    /// reason.
     unseen: Option<Duration>,
     /// No run starts before this time.
     earliest: Instant,
@@ -209,9 +210,10 @@ impl Watcher {
                 Some(child)
             }
             Err(error) => {
-                report_fault(&mut self.repairs_fail, Some(format!("cannot start {}: {error}", self.program.display())));
+                let fails = if order.restart { &mut self.restarts_fail } else { &mut self.repairs_fail };
+                report_fault(fails, Some(format!("cannot start {}: {error}", self.program.display())));
                 self.earliest += PACE.saturating_sub(self.pace);
-                self.unseen.get_or_insert_with(|| boot_time().unwrap_or_default());
+                self.unseen.get_or_insert_default();
                 None
             }
         }
@@ -285,8 +287,8 @@ impl Watcher {
         if heard.marked {
             self.unseen = None;
         }
-        if heard.unseen {
-            self.unseen.get_or_insert_with(|| boot_time().unwrap_or_default());
+        if heard.unseen && self.unseen.is_none_or(|at| at.is_zero()) {
+            self.unseen = Some(boot_time().unwrap_or_default());
         }
         heard.marked
     }
@@ -315,20 +317,21 @@ impl Watcher {
         let has_marked = self.hear();
         // A run that was killed, or ended before its look, has seen nothing: what it was started for is still to be done.
         if !has_marked || !matches!(ended, Ended::Exit(0 | 1)) {
-            self.unseen = Some(match self.sent.event {
-                0 => self.unseen.unwrap_or_else(|| boot_time().unwrap_or_default()),
-                event => Duration::from_micros(event),
-            });
+            // One that has looked and ended by itself is not to blame for how long it takes from then on.
+            let is_over = has_marked && matches!(ended, Ended::Exit(_));
+            let event = Duration::from_micros(if is_over { 0 } else { self.sent.event });
+            self.unseen = Some(if event.is_zero() { self.unseen.unwrap_or_default() } else { event });
         }
         if let Some(pace) = report.pace {
             self.pace = pace;
             self.restart_at = report.restart.map(|rest| now + rest);
+            self.restarts_fail &= self.restart_at.is_some();
             self.repair_at = report.repair.map(|rest| now + rest);
         }
+        let by_pace = self.started + report.pace.unwrap_or(PACE.max(self.pace));
         // SIGHUP during the run starts another at once, whatever the new pace is.
-        if self.hung_up.is_none_or(|at| at < self.started) {
-            self.earliest = self.started + report.pace.unwrap_or(PACE.max(self.pace));
-        }
+        let has_hung_up = self.hung_up.is_some_and(|at| at >= self.started);
+        self.earliest = if has_hung_up { self.earliest.min(by_pace) } else { by_pace };
         // One that was killed has reported nothing.
         if report != Report::default() {
             let Report { said, unsaved, forgotten, .. } = report;

@@ -474,6 +474,25 @@ fn a_repair_is_measured_from_the_change_though_runs_are_killed() {
 }
 
 #[test]
+fn what_nobody_announced_is_not_measured() {
+    let node = node("");
+    let textfile = node.directory.path().join("textfile");
+    fs::create_dir(&textfile).unwrap();
+    let keys = format!("{KEYS}\nmetrics: {{textfile: {}}}", textfile.display());
+    node.config(&keys);
+    let mut watch = Watch::start(&node, &[]);
+    node.config("rp_filter: {mode: of}");
+    kill(watch.pid(), Signal::SIGHUP).unwrap();
+    until("the error", || watch.count("rp_filter.mode: unknown value") == 1);
+    node.config(&format!("{keys}\nrules: [{{priority: 100, from: 10.0.7.7, table: main}}]"));
+    until("added", || node.net.ip("rule").contains("from 10.0.7.7"));
+    watch.is_quiet();
+    let metrics = fs::read_to_string(textfile.join("node_fixer.prom")).unwrap();
+    let count = metrics.lines().find_map(|line| line.strip_prefix("node_fixer_watch_repair_seconds_count "));
+    assert!(count.is_none_or(|count| count == "0"), "{metrics}");
+}
+
+#[test]
 fn what_was_reported_is_not_reported_again_because_a_run_is_killed() {
     let node = node("");
     let program = copy(&node);
